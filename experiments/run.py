@@ -1,0 +1,156 @@
+"""Train one of the systems: python experiments/run.py --method seatrans
+
+Everything has a default: without a data set the run draws its own pictures (phantoms).
+"""
+
+import argparse
+import dataclasses
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import presets
+
+from ophjax import data as datasets
+from ophjax import methods
+from ophjax.errors import InputError
+from ophjax.train import host
+
+STOPPED = 75
+"""Exit code of a run that was asked to stop, saved, and can go on with --resume (EX_TEMPFAIL)."""
+
+EPILOG = """\
+examples:
+  python experiments/run.py --method seatrans                          phantoms, under three minutes on a laptop
+  python experiments/run.py --method seatrans --method.baseline image-only --name plain
+  python experiments/run.py --method seatrans --data folder --data.root MY_FOLDER
+  python experiments/run.py --method seatrans --preset paper --dry-run  sizes, memory and FLOPs, no training
+  python experiments/run.py --method seatrans --help                   every option of the method and the data set
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How the run is kept and where it runs."""
+
+    name: str = ""
+    """Name of the run's folder; made of method, data, preset and seed where it is not given."""
+    runs: Path = Path("runs")
+    """Folder that holds the runs."""
+    resume: bool = False
+    """Go on from the newest checkpoint, exactly as if the run had never stopped."""
+    dry_run: bool = False
+    """Print mesh, parameters, memory and FLOPs of a step, and train nothing."""
+    json: bool = False
+    """With --dry-run: print one JSON object, on the last line."""
+    distributed: bool = False
+    """One of several processes: found from the cluster, or by the three options below."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0."""
+    processes: int | None = None
+    """Number of processes."""
+    process: int | None = None
+    """Number of this process, from 0."""
+
+
+def parse(argv: list[str]) -> tuple[argparse.Namespace, Any, Options]:
+    """Reads the command line: method, data set and preset first, since they say which options there are."""
+    first = argparse.ArgumentParser(
+        prog="run.py", allow_abbrev=False, add_help=False, epilog=EPILOG, formatter_class=argparse.RawTextHelpFormatter,
+        description="Trains a published system of medical image analysis and leaves a report.",
+    )  # fmt: skip
+    first.add_argument("--method", metavar="NAME", help=f"the system: {', '.join(methods.METHODS)}")
+    first.add_argument("--data", metavar="NAME", default="phantoms", help=f"the data set: {', '.join(datasets.DATASETS)}")
+    first.add_argument("--preset", metavar="NAME", default="demo", help=f"the scale: {', '.join(presets.PRESETS)}")
+    chosen, rest = first.parse_known_args(argv)
+    if chosen.method is None:
+        if {"-h", "--help"} & set(rest):
+            first.print_help()
+            raise SystemExit(0)
+        raise InputError(
+            f"No --method was given. Choose one of {', '.join(methods.METHODS)}, for example: python "
+            "experiments/run.py --method seatrans. With --help every option is explained."
+        )
+    import tyro
+
+    method, data, train = presets.preset(chosen.preset, chosen.method, chosen.data)
+    parts = {"method": method, "data": data, "train": train}
+    fields = [(name, type(default), dataclasses.field(default=default)) for name, default in parts.items()]
+    Everything = dataclasses.make_dataclass("Everything", fields, bases=(Options,), frozen=True, kw_only=True)
+    head = f"{chosen.method} on {chosen.data}, preset {chosen.preset} (--method, --data and --preset choose others)."
+    everything = tyro.cli(Everything, args=rest, prog="run.py", description=head)
+    return chosen, everything, everything
+
+
+def run(argv: list[str]) -> int:
+    """Runs a command line and returns the exit code."""
+    chosen, config, options = parse(argv)
+    host.settle()
+    import jax
+
+    from ophjax.train import loop, mesh, records, report, results
+    from ophjax.train.logs import say
+
+    if options.distributed:
+        mesh.start_processes(options.coordinator, options.processes, options.process)
+    data = datasets.load(chosen.data).make(config.data)
+    method_config = dataclasses.replace(config.method, regions=data.regions, classes=data.classes)
+    method = methods.load(chosen.method).make(method_config)
+    if options.dry_run:
+        from ophjax.train import estimate
+
+        plan = estimate.estimate(method, data, config.train)
+        plan = {"method": chosen.method, "data": chosen.data, "preset": chosen.preset} | plan
+        print(json.dumps(plan) if options.json else estimate.describe(plan))
+        return 0
+
+    folder = options.runs / (options.name or f"{chosen.method}-{chosen.data}-{chosen.preset}-seed{config.train.seed}")
+    about = {
+        "command": shlex.join(["python", "experiments/run.py", *argv]),
+        "method": chosen.method,
+        "data": chosen.data,
+        "preset": chosen.preset,
+        "config": records.plain_config(method=method_config, data=config.data, train=config.train),
+        "versions": records.versions(),
+        "note": data.note,
+        "regions": list(data.regions),
+        "classes": list(data.classes),
+        "splits": {name: len(source) for name, source in data.splits.items()},
+    }
+    if records.claim(folder, about, resume=options.resume) == "finished":
+        say(f"{folder} is finished: see {folder / 'report.html'}. Nothing to do; give another --name for another run.")
+        return 0
+    say(f"Training {chosen.method} on {chosen.data}: {folder} ({jax.device_count()} x {jax.devices()[0].platform})")
+    fitted = loop.fit(
+        method,
+        data,
+        config.train,
+        folder,
+        about={name: about[name] for name in ("method", "data", "config", "versions")},
+        resume=options.resume,
+        redraw=lambda: report.write_report(folder),
+    )
+    if fitted.stopped:
+        say(f"Stopped and saved. Go on with: {about['command']} --resume")
+        return STOPPED
+    scores = results.conclude(method, data, config.train, folder, fitted)
+    if jax.process_index() == 0:
+        page = report.write_report(folder)
+        say(records.summary(scores))
+        say(f"Report: {page}")
+    return 0
+
+
+def main() -> int:
+    """Runs the command line; what the user can mend is one paragraph and exit code 2."""
+    try:
+        return run(sys.argv[1:])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,260 @@
+"""Phantoms: an endless data set of drawn optic nerve heads with masks, raters and a glaucoma label.
+
+The label is a rule on latent numbers, made so that neither the masks nor the picture alone are a short cut:
+
+    positive = cdr > HIGH  or  (cdr > LOW  and  (defect or rim pallor))
+
+- ``cdr`` is the vertical cup-to-disc ratio of the true masks. The cup edge is faint and mostly blue; the
+  brightest region is a pale disc whose size tells nothing about the cup.
+- ``defect`` is a notch in the rim *with* a dark nerve-fibre wedge that starts at the disc edge at the notch's
+  clock position. Decoys: a notch alone, a rooted wedge without a notch, a wedge that starts away from the disc,
+  narrow shadows beside vessels.
+- ``rim pallor`` is a pale sector between cup edge and disc edge. Decoys: a pale sector within the cup,
+  peripapillary atrophy (outside the disc edge), pale patches on the retina.
+
+Each sign must thus be placed relative to disc and cup. Scenes do not depend on the size of the picture, on the
+camera or on how many examples are asked for. All numbers here are our own decisions.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import zlib
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ophjax.data import fundus, vessels
+from ophjax.data.sources import Dataset
+from ophjax.errors import InputError, unknown
+
+LOW, HIGH = 0.50, 0.70
+
+# Rater r plays ROLES[r % 4] in every example.
+ROLES = ("competent", "over-segmenting", "decoy-following", "noisy")
+
+# Splits take their examples from ranges of indices that cannot meet.
+_ROOM = 100_000
+_FIRST = {"masks": 0, "train": 0, "val": _ROOM, "test": 2 * _ROOM}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Drawn optic nerve heads; nothing is read from disk."""
+
+    size: int = 64
+    """Side of the square pictures in pixels, at least 32."""
+    seed: int = 0
+    """Chooses the scenes: example i of a seed is always the same."""
+    masks: int = 260
+    """Training pictures with masks, for the segmentation net."""
+    labelled: int = 120
+    """Training pictures with a label, for the diagnosis net; they are the first of the same pool."""
+    val: int = 100
+    """Validation pictures."""
+    test: int = 400
+    """Test pictures."""
+    raters: int = 0
+    """Human-like raters whose masks come with each example as ``raters``; the mask stays the truth."""
+    cameras: tuple[str, ...] = tuple(fundus.CAMERAS)
+    """Cameras the pictures are taken with. Other cameras leave scenes, masks and labels as they are."""
+
+
+class Findings(NamedTuple):
+    """What the label is made of, and the decoys."""
+
+    label: int
+    cdr: float
+    defect: bool
+    rim_pallor: bool
+    lone_notch: bool
+    lone_wedge: bool
+    floating_wedge: bool
+    cup_pallor: bool
+    atrophy: bool
+    patch: bool
+    shadow: bool
+
+
+def diagnose(cdr: float, defect: bool, rim_pallor: bool) -> int:
+    """Applies the label rule: 1 for glaucoma."""
+    return int(cdr > HIGH or (cdr > LOW and (defect or rim_pallor)))
+
+
+def _stream(seed: int, index: int, *names: str | int) -> np.random.Generator:
+    """Makes the random numbers of one purpose in one example."""
+    words = [zlib.crc32(name.encode()) if isinstance(name, str) else name for name in names]
+    return np.random.default_rng([seed, index, *words])
+
+
+def _arcuate(rng: np.random.Generator, temporal: int, below: bool) -> float:
+    """Draws a direction in the upper or lower temporal arc, where notches and wedges are found."""
+    angle = 0.5 * math.pi - rng.uniform(0.35, 0.95)
+    angle = angle if below else -angle
+    return angle if temporal > 0 else math.pi - angle
+
+
+def draw_scene(seed: int, index: int, cameras: tuple[str, ...]) -> tuple[fundus.Scene, Findings]:
+    """Draws the latent numbers of one example."""
+    rng = _stream(seed, index, "scene")
+    temporal = 1 if rng.random() < 0.5 else -1
+    below = bool(rng.random() < 0.6)
+
+    # Signs and decoys first: each is drawn on its own, so that no decoy tells about the label.
+    defect = bool(rng.random() < 0.25)
+    rim_pallor = bool(rng.random() < 0.22)
+    lone_notch = bool(rng.random() < 0.35) and not defect
+    stray = rng.random()
+    lone_wedge, floating_wedge = bool(stray < 0.25), bool(0.25 <= stray < 0.55)
+    cup_pallor, atrophy, patch, shadow = (bool(rng.random() < p) for p in (0.3, 0.35, 0.4, 0.4))
+
+    # Contours about the disc's centre: an ellipse higher than wide, with a ripple.
+    centre = (float(-0.08 * temporal + rng.uniform(-0.09, 0.09)), float(rng.uniform(-0.09, 0.09)))
+    radius, tall = rng.uniform(0.42, 0.52), rng.uniform(0.02, 0.07)
+    double = np.cos(2 * fundus.THETA + rng.normal(0, 0.25)).astype(np.float32)
+    disc = np.float32(radius) * (1 - np.float32(tall) * double) * (1 + fundus.wave(rng, 0.010))
+    ratio = rng.uniform(0.37, 0.755)
+    shift = np.cos(fundus.THETA - rng.normal(0, 0.8) - (0 if temporal > 0 else math.pi)).astype(np.float32)
+    cup = disc * np.float32(ratio) * (1 + fundus.wave(rng, 0.025)) * (1 + np.float32(rng.uniform(0, 0.10)) * shift)
+    notch_angle = _arcuate(rng, temporal, below)
+    if defect or lone_notch:
+        cup = cup + np.float32(rng.uniform(0.55, 0.8)) * (disc - cup) * fundus.bump(notch_angle, rng.uniform(0.2, 0.26))
+    cup = np.minimum(cup, 0.95 * disc)
+    cdr = fundus.height(cup) / fundus.height(disc)
+
+    wedges = []
+    if defect:
+        wedges.append(_wedge(rng, notch_angle + rng.normal(0, 0.04), 0.0))
+    # A lone rooted wedge never meets a notch: it lies in the other arc.
+    stray_angle = _arcuate(rng, temporal, not below)
+    stray_wedge = _wedge(rng, stray_angle, float(rng.uniform(0.2, 0.3)) if floating_wedge else 0.0)
+    if lone_wedge or floating_wedge:
+        wedges.append(stray_wedge)
+    around = rng.uniform(0, fundus.TURN)
+    apart = around + rng.uniform(2.0, 4.2)
+    sectors = []
+    if rim_pallor:
+        sectors.append(fundus.Sector(around, rng.uniform(0.45, 0.65), False, rng.uniform(0.55, 0.75)))
+    if cup_pallor:
+        sectors.append(fundus.Sector(apart, rng.uniform(0.45, 0.65), True, rng.uniform(0.55, 0.75)))
+    spot_angle, spot_far = rng.uniform(0, fundus.TURN), radius + rng.uniform(0.2, 0.4)
+    spot = fundus.Spot(centre[0] + spot_far * math.cos(spot_angle), centre[1] + spot_far * math.sin(spot_angle),
+                       rng.uniform(0.08, 0.14), rng.uniform(0.4, 0.65))
+    side = (0.0 if temporal > 0 else math.pi) + rng.normal(0, 0.5)
+    crescent = fundus.Crescent(side, rng.uniform(0.8, 1.4), rng.uniform(0.07, 0.15), rng.uniform(0.4, 0.7))
+    shadow_angle = _arcuate(rng, temporal, bool(rng.random() < 0.5)) + rng.normal(0, 0.3)
+    pale = float(radius) * rng.uniform(0.28, 0.72)
+    off = rng.normal(0, 0.05 * radius, 2)
+    pallor = fundus.Spot(centre[0] + off[0], centre[1] + off[1], pale, rng.uniform(0.6, 0.85))
+
+    view = _stream(seed, index, "camera")
+    camera = cameras[int(view.random() * len(cameras))]
+    field = (*view.normal(0, 0.06, 2), fundus.CAMERAS[camera].field * view.uniform(0.95, 1.08))
+    scene = fundus.Scene(
+        temporal=temporal, centre=centre, disc=disc, cup=cup, pallor=pallor, wedges=tuple(wedges),
+        sectors=tuple(sectors), spots=(spot,) if patch else (), crescents=(crescent,) if atrophy else (),
+        shadows=(shadow_angle,) if shadow else (), bend=rng.uniform(0.18, 0.4) * temporal,
+        pigment=rng.uniform(0.15, 1.0), light=(view.uniform(0, fundus.TURN), view.uniform(0.0, 0.16)),
+        field=field, exposure=view.uniform(0.9, 1.06), camera=camera)
+    findings = Findings(diagnose(cdr, defect, rim_pallor), cdr, defect, rim_pallor, lone_notch,
+                        lone_wedge, floating_wedge, cup_pallor, atrophy, patch, shadow)
+    return scene, findings
+
+
+def _wedge(rng: np.random.Generator, angle: float, gap: float) -> fundus.Wedge:
+    """Draws the rest of a wedge; all kinds look alike but for where they start."""
+    curl = -math.copysign(rng.uniform(0.1, 0.45), math.sin(angle)) * math.copysign(1, math.cos(angle))
+    return fundus.Wedge(angle, rng.uniform(0.17, 0.25), gap, rng.uniform(0.75, 1.0), curl)
+
+
+def rate(rng: np.random.Generator, role: str, scene: fundus.Scene) -> tuple[np.ndarray, np.ndarray]:
+    """Draws the contours (disc, cup) that a rater of some role would give, cup within disc.
+
+    Competent: a small tremor. Over-segmenting: cup 1.3 times too wide, disc 1.06 times. Decoy-following: the
+    edge of the pale disc instead of the cup. Noisy: errors of about a fifth that change from picture to picture.
+    """
+    disc, cup = scene.disc, scene.cup
+    spread, ripple = (0.16, 0.08) if role == "noisy" else (0.02, 0.02)
+    if role == "over-segmenting":
+        disc, cup = disc * np.float32(1.06), cup * np.float32(1.3)
+    elif role == "decoy-following":
+        cup = _circle(scene)
+    disc = disc * np.float32(math.exp(0.3 * spread * rng.normal())) * (1 + fundus.wave(rng, 0.3 * ripple))
+    cup = cup * np.float32(math.exp(spread * rng.normal())) * (1 + fundus.wave(rng, ripple))
+    return disc, np.minimum(cup, 0.96 * disc)
+
+
+def _circle(scene: fundus.Scene) -> np.ndarray:
+    """Gives the edge of the pale disc as a contour about the disc's centre."""
+    x, y = scene.pallor.x - scene.centre[0], scene.pallor.y - scene.centre[1]
+    along = x * np.cos(fundus.THETA) + y * np.sin(fundus.THETA)
+    return (along + np.sqrt(along**2 + scene.pallor.radius**2 - x * x - y * y)).astype(np.float32)
+
+
+class Phantoms:
+    """Random access to a range of examples; nothing is kept between calls."""
+
+    def __init__(self, config: Config, first: int, count: int) -> None:
+        self.config = config
+        self.first = first
+        self.names = [f"phantom-{first + i:06d}" for i in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def _index(self, i: int) -> int:
+        i = operator.index(i)
+        if not 0 <= i < len(self):
+            raise IndexError(f"Example {i} of {len(self)}.")
+        return self.first + i
+
+    def describe(self, i: int) -> dict[str, Any]:
+        """Tells what example ``i`` shows: its findings and decoys, camera and eye, as plain values."""
+        scene, findings = draw_scene(self.config.seed, self._index(i), self.config.cameras)
+        return {**findings._asdict(), "camera": scene.camera, "eye": "left" if scene.temporal > 0 else "right"}
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        """Draws example ``i``: image, mask (disc, cup), label and, where the config asks, raters."""
+        index, config = self._index(i), self.config
+        scene, findings = draw_scene(config.seed, index, config.cameras)
+        grid = fundus.lay_grid(scene.centre, config.size)
+        radius = float(scene.disc.mean())
+        grown = vessels.grow_vessels(_stream(config.seed, index, "vessels"), scene.temporal, radius)
+        soft = max(fundus.CAMERAS[scene.camera].blur, 1.0 / config.size)
+        lines = vessels.trace(grown, scene.centre, scene.cup, scene.bend, config.size, soft)
+        image = fundus.draw_picture(scene, lines, grid, _stream(config.seed, index, "texture"),
+                                    _stream(config.seed, index, "noise"))
+        example = {"image": image, "mask": fundus.draw_mask(grid, scene.disc, scene.cup),
+                   "label": np.asarray(findings.label, np.int32)}
+        if config.raters:
+            example["raters"] = np.stack([
+                fundus.draw_mask(grid, *rate(_stream(config.seed, index, "rater", r), ROLES[r % len(ROLES)], scene))
+                for r in range(config.raters)])
+        return example
+
+
+def make(config: Config) -> Dataset:
+    """Makes the splits: ``masks`` and ``train`` begin at the same example; ``val`` and ``test`` share none with them."""
+    if config.size < 32:
+        raise InputError(f"Phantoms of size {config.size} were asked for; disc and cup need at least 32 pixels. "
+                         "Set --data.size to 32 or more, e.g. 64.")
+    for name, value in (("masks", config.masks), ("labelled", config.labelled), ("val", config.val),
+                        ("test", config.test)):
+        if not 1 <= value <= _ROOM:
+            raise InputError(f"{value} phantoms were asked for with --data.{name}; each split holds 1 to {_ROOM}.")
+    if config.seed < 0 or config.raters < 0:
+        raise InputError(f"The phantoms' seed is {config.seed} and their number of raters {config.raters}; neither "
+                         "may be negative. Set --data.seed and --data.raters to 0 or more.")
+    if not config.cameras:
+        raise InputError(f"No camera was given for the phantoms. Name one or more of: {', '.join(fundus.CAMERAS)}.")
+    for camera in config.cameras:
+        if camera not in fundus.CAMERAS:
+            raise unknown("camera", camera, tuple(fundus.CAMERAS))
+    counts = {"masks": config.masks, "train": config.labelled, "val": config.val, "test": config.test}
+    return Dataset(
+        name="phantoms", regions=("disc", "cup"), classes=("healthy", "glaucoma"),
+        splits={split: Phantoms(config, _FIRST[split], count) for split, count in counts.items()},
+        note=f"Drawn from seed {config.seed}: masks and train are prefixes of one range of indices, val and test come "
+             "from ranges of their own.")

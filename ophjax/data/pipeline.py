@@ -1,0 +1,106 @@
+"""Batches out of a source: endless and shuffled for training, padded and in order for evaluation (Grain)."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ophjax.data.sources import Example, Source
+from ophjax.errors import InputError
+
+if TYPE_CHECKING:
+    import grain
+
+
+def train_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int,
+    process: tuple[int, int] = (0, 1),
+    threads: int | None = None,
+) -> grain.DatasetIterator[Example]:
+    """Iterates without end over shuffled batches, each epoch in a new order.
+
+    The order of all examples is one, given by the seed; process i of n takes every n-th of it from i on. The
+    k-th batches of n processes together are thus, as a set, the k-th batch of one process with n times the
+    batch size. Epochs follow each other without a gap, so that every batch is full, even where the source is
+    smaller than one.
+
+    Args:
+      source: the examples.
+      batch_size: examples in a batch of this process.
+      seed: of the order, not negative.
+      process: (index, count) of this process.
+      threads: that decode, each a batch at a time; the default is the number of cores, at most 16.
+
+    Returns:
+      A Grain iterator of batches: the examples stacked, ``weight`` float32 [b] of ones, ``index`` int32 [b]
+      the position in the source, and ``mask_weight`` float32 [b], ones where the source does not say. Its
+      ``get_state()`` is a small dict fit for JSON; after ``set_state(state)`` it goes on exactly there. End
+      it with ``close()``.
+
+    Raises:
+      InputError: for an empty source, or a batch size or seed that cannot be. Reading raises what the source
+        raises.
+    """
+    import grain
+
+    index, count = _check(source, batch_size, process)
+    if not 0 <= seed < 1 << 32:
+        raise InputError(f"The seed is {seed}; give an integer from 0 to 2**32 - 1.")
+    order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+    batches = order[index::count].map(lambda position: _read(source, position)).batch(batch_size)
+    return iter(batches.to_iter_dataset(_options(threads)))
+
+
+def eval_batches(
+    source: Source, *, batch_size: int, process: tuple[int, int] = (0, 1), threads: int | None = None
+) -> grain.DatasetIterator[Example]:
+    """Iterates once over a source, in order; every process gets the same number of full batches.
+
+    Process i of n takes every n-th example from i on. What lacks to full batches is padding: the first
+    example again, real values being safe in any computation, with ``weight`` and ``mask_weight`` 0 and
+    ``index`` -1.
+
+    Arguments, result and errors are those of ``train_batches``.
+    """
+    import grain
+
+    index, count = _check(source, batch_size, process)
+    total = -(-len(source) // (batch_size * count)) * batch_size * count
+    order = grain.MapDataset.range(total)
+    batches = order[index::count].map(lambda position: _read(source, position)).batch(batch_size)
+    return iter(batches.to_iter_dataset(_options(threads)))
+
+
+def _check(source: Source, batch_size: int, process: tuple[int, int]) -> tuple[int, int]:
+    index, count = process
+    if not 0 <= index < count:
+        raise ValueError(f"process {index} of {count}")
+    if len(source) == 0:
+        raise InputError("The data split is empty. Put examples into it, or check the split fractions.")
+    if batch_size < 1:
+        raise InputError(f"The batch size is {batch_size}; give a positive integer.")
+    return index, count
+
+
+def _read(source: Source, position: int) -> Example:
+    real = position < len(source)
+    example = {"mask_weight": np.ones((), np.float32), **source[position if real else 0]}
+    if not real:
+        example["mask_weight"] = np.zeros((), np.float32)
+    example["weight"] = np.asarray(real, np.float32)
+    example["index"] = np.asarray(position if real else -1, np.int32)
+    return example
+
+
+def _options(threads: int | None) -> grain.ReadOptions:
+    import grain
+
+    # Threads, not processes: Pillow and NumPy release the interpreter lock, and workers would copy batches.
+    threads = threads or min(os.cpu_count() or 1, 16)
+    # Grain's own default keeps 500 elements ahead, which here are whole batches.
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 2)

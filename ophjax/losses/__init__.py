@@ -1,0 +1,1 @@
+"""Losses: one value for each example (and region), reduced by the caller, once."""

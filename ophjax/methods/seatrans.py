@@ -1,0 +1,295 @@
+"""SeATrans: a segmentation net's multi-scale features steer a diagnosis net through SeA-blocks.
+
+Wu et al., "SeATrans: Learning Segmentation-Assisted Diagnosis Model via Transformer", MICCAI 2022. Stage 1 trains
+a segmenter on masks. Stage 2 freezes it and trains a diagnosis ResNet whose low-level features are each related to
+all scales of the segmenter's features: an encoder embeds the diagnosis feature on the segmentation's tokens, a
+decoder brings the embedding back. Only the abstract fixes this much; every width, schedule and pairing below is our
+decision (BUILD_NOTES.md lists them).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ophjax.data.augment import flip, unit
+from ophjax.errors import InputError
+from ophjax.keys import at
+from ophjax.losses.classification import sigmoid_cross_entropy, softmax_cross_entropy
+from ophjax.losses.segmentation import binary_cross_entropy, soft_dice_loss
+from ophjax.metrics import ranking, streaming
+from ophjax.nets.assisted import AssistedResNet
+from ophjax.nets.unet import ResUNet
+from ophjax.transforms.stepping import begin, descend
+from ophjax.types import Batch, Key, Logs, Method, Outputs, Pairs, Stage, TrainState
+
+PAPER = {
+    "title": "SeATrans: Learning Segmentation-Assisted Diagnosis Model via Transformer",
+    "authors": "Wu, Fang, Shang, Yang, Wang, Gao, Yang, Xu",
+    "venue": "MICCAI 2022",
+    "arxiv": "2206.05763",
+}
+
+Baseline = Literal["none", "image-only", "mask-concat", "same-scale", "single-attention"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """SeATrans at the scale we take for the paper's."""
+
+    baseline: Baseline = "none"
+    """none: SeATrans. image-only: no segmenter. mask-concat: predicted masks as input channels. same-scale: each
+    diagnosis feature meets the segmentation feature of its own stride only. single-attention: one cross-attention
+    (queries diagnosis, keys and values segmentation) instead of encoder and decoder."""
+    control: Literal["none", "features", "labels"] = "none"
+    """Negative controls: shuffle the segmentation features, or the training labels, across the batch."""
+
+    segmenter_depth: Literal[18, 34, 50, 101] = 34
+    """Layers of the segmenter's ResNet encoder."""
+    segmenter_width: int = 64
+    """Channels of the segmenter's first stage."""
+    decoder_width: int = 128
+    """Channels of each half of a decoder block; its output has twice as many."""
+    depth: Literal[18, 34, 50, 101] = 34
+    """Layers of the diagnosis ResNet."""
+    width: int = 64
+    """Channels of the diagnosis ResNet's first stage."""
+    stem: Literal["imagenet", "small"] = "imagenet"
+    """imagenet: 7x7 convolution of stride 2 and a max-pool. small: 3x3 convolution of stride 1."""
+    norm: Literal["batch", "group"] = "batch"
+    """Normalisation of the diagnosis net; group suits very small batches."""
+
+    low_level: tuple[int, ...] = (1, 2)
+    """Stages of the diagnosis ResNet (1 to 3) whose outputs are steered."""
+    scales: tuple[int, ...] = (0, 1, 2, 3)
+    """Segmentation features used, coarse to fine: 0 the bottleneck (stride 32), 1 to 3 the decoder's (16, 8, 4)."""
+    tokens: int = 16
+    """Each map becomes at most tokens x tokens tokens."""
+    encoder_query: Literal["seg", "diag"] = "seg"
+    """Who asks in the encoder: segmentation tokens (default) or diagnosis tokens."""
+    scale_fusion: Literal["sequential", "concat"] = "sequential"
+    """sequential: one SeA-block per scale, coarse to fine. concat: one decoder over the tokens of all scales."""
+    drop_path: float = 0.05
+    """Probability of leaving a residual branch out, per example."""
+
+    freeze_segmenter: bool = True
+    """Stage 2 leaves the segmenter, its statistics included, as stage 1 left it. False: trained jointly."""
+    segmentation_weight: float = 0.5
+    """Weight of the segmentation loss in stage 2, where the segmenter is not frozen."""
+    positive_weight: float = 2.0
+    """Weight of the diseased class in the loss (two classes only)."""
+    flip: bool = True
+    """Horizontal flips of image and mask."""
+    segmenter_lr: float = 1e-4
+    """Adam's learning rate in stage 1."""
+    lr: float = 1e-4
+    """Adam's learning rate in stage 2."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate over a stage; cosine ends at zero."""
+    segmenter_steps: int = 6000
+    """Batches in stage 1 (80 epochs of 1200 images at batch 16)."""
+    steps: int = 6000
+    """Batches in stage 2."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of activations; parameters, losses and statistics stay float32."""
+
+    regions: tuple[str, ...] = ("disc", "cup")
+    """Names of the mask's channels; filled in from the data set."""
+    classes: tuple[str, ...] = ("healthy", "glaucoma")
+    """Names of the classes; filled in from the data set."""
+
+
+def pairing(config: Config) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    """Says which diagnosis stage meets which segmentation scales: asymmetric, one to many, by default."""
+    if config.baseline in ("image-only", "mask-concat"):
+        return ()
+    if config.baseline == "same-scale":
+        # Diagnosis stage l has stride 2^(l+1), segmentation scale k has stride 2^(5-k), if the stem is imagenet's.
+        return tuple((level, (4 - level,)) for level in config.low_level)
+    return tuple((level, config.scales) for level in config.low_level)
+
+
+def check(config: Config) -> None:
+    """Raises InputError for settings that no net can be built from."""
+    if not config.low_level or not set(config.low_level) <= {1, 2, 3} or sorted(set(config.low_level)) != list(config.low_level):
+        raise InputError(f"--method.low-level is {config.low_level}; expected stages out of 1, 2, 3 in rising order.")
+    if not config.scales or not set(config.scales) <= {0, 1, 2, 3}:
+        raise InputError(f"--method.scales is {config.scales}; expected scales out of 0 (coarsest) to 3 (finest).")
+    if config.steps < 1 or config.segmenter_steps < 0:
+        raise InputError(
+            f"--method.segmenter-steps is {config.segmenter_steps} and --method.steps {config.steps}; expected at "
+            "least 0 (an untrained segmenter, as a control) and at least 1."
+        )
+    if len(config.classes) < 2:
+        raise InputError(f"The data set has the classes {config.classes}; a diagnosis needs at least two.")
+
+
+def attention_maps(found: Mapping[str, jax.Array], size: tuple[int, ...]) -> Outputs:
+    """Resizes the attention of each steered stage to the image and scales its peak to 1: [b, m, h, w]."""
+    if not found:
+        return {}
+    maps = [jax.image.resize(looked, (len(looked), *size), "bilinear") for looked in found.values()]
+    return {"attention": jnp.stack([looked / looked.max((1, 2), keepdims=True) for looked in maps], 1)}
+
+
+def make(config: Config) -> Method:
+    """Builds SeATrans, or the baseline that the configuration names.
+
+    Batches hold ``image`` uint8 [b, h, w, 3], ``mask`` uint8 [b, h, w, c], ``label`` int32 [b], ``weight`` and
+    ``mask_weight`` float32 [b] (0: padding, no mask) and ``index`` int32 [b]. Outputs are ``probs`` [b, k], ``mask_probs`` [b, h, w, c] and ``attention``
+    [b, m, i, j], the last two where the variant has a segmenter and SeA-blocks.
+
+    Raises:
+      InputError: the settings contradict each other.
+    """
+    check(config)
+    binary = len(config.classes) == 2
+    assisted = config.baseline != "image-only"
+    dtype = jnp.dtype(config.dtype)
+    segmenter = ResUNet(
+        regions=len(config.regions),
+        depth=config.segmenter_depth,
+        width=config.segmenter_width,
+        decoder=config.decoder_width,
+        stem_kind=config.stem,
+        dtype=dtype,
+    )
+    diagnosis = AssistedResNet(
+        outputs=1 if binary else len(config.classes),
+        depth=config.depth,
+        width=config.width,
+        stem_kind=config.stem,
+        norm=config.norm,
+        pairing=pairing(config),
+        block="single" if config.baseline == "single-attention" else "sea",
+        tokens=config.tokens,
+        encoder_query=config.encoder_query,
+        scale_fusion=config.scale_fusion,
+        drop_path=config.drop_path,
+        dtype=dtype,
+    )
+    joint = assisted and not config.freeze_segmenter
+    trained = ("segmenter", "diagnosis") if joint else ("diagnosis",)
+
+    def optimiser(lr: float, steps: int) -> optax.GradientTransformation:
+        return optax.adam(optax.cosine_decay_schedule(lr, steps) if config.schedule == "cosine" else lr)
+
+    segmenter_tx = optimiser(config.segmenter_lr, max(config.segmenter_steps, 1))
+    diagnosis_tx = optimiser(config.lr, config.steps)
+
+    def segment(params: Any, stats: Any, image: jax.Array, *, train: bool) -> tuple[jax.Array, Any, Any]:
+        variables = {"params": params["segmenter"], "batch_stats": stats["segmenter"]}
+        if train:
+            (logits, taps), new = segmenter.apply(variables, image, train=True, mutable=["batch_stats"])
+            return logits, taps, new["batch_stats"]
+        logits, taps = segmenter.apply(variables, image, train=False)
+        return logits, taps, stats["segmenter"]
+
+    def diagnosis_inputs(logits: jax.Array, taps: Any, image: jax.Array, order: Any) -> tuple[jax.Array, Any]:
+        """What the diagnosis net sees of the segmenter; ``order`` shuffles it across the batch (control)."""
+        if config.control == "features":
+            logits, taps = jax.tree.map(lambda x: x[order], (logits, taps))
+        if config.baseline == "mask-concat":
+            image = jnp.concatenate([image, jax.nn.sigmoid(logits).astype(image.dtype)], -1)
+        return image, taps
+
+    def view(key: Key, batch: Batch) -> Batch:
+        return flip(at(key, "flip"), batch) if config.flip else batch
+
+    def segmentation_loss(logits: jax.Array, batch: Batch) -> jax.Array:
+        target = batch["mask"].astype(jnp.float32)
+        both = binary_cross_entropy(logits, target) + soft_dice_loss(jax.nn.sigmoid(logits), target)
+        # Images without a mask do not count.
+        return (both.sum(-1) * batch["mask_weight"]).sum() / jnp.maximum(batch["mask_weight"].sum(), 1.0)
+
+    def diagnosis_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        if binary:
+            return sigmoid_cross_entropy(logits[:, 0], labels, positive_weight=config.positive_weight)
+        return softmax_cross_entropy(logits, labels)
+
+    def learn_masks(key: Key, params: Any, extra: Any, batch: Batch) -> tuple[jax.Array, tuple[Any, Logs]]:
+        batch = view(key, batch)
+        logits, _, stats = segment(params, extra["batch_stats"], unit(batch["image"]), train=True)
+        loss = segmentation_loss(logits, batch)
+        return loss, ({"batch_stats": extra["batch_stats"] | {"segmenter": stats}}, {})
+
+    def learn_labels(key: Key, params: Any, extra: Any, batch: Batch) -> tuple[jax.Array, tuple[Any, Logs]]:
+        batch, stats = view(key, batch), extra["batch_stats"]
+        image, taps, labels = unit(batch["image"]), (), batch["label"]
+        loss, logs = jnp.zeros(()), {}
+        if assisted:
+            logits, taps, fresh = segment(params, stats, image, train=joint)
+            if joint:
+                logs["segmentation_loss"] = segmentation_loss(logits, batch)
+                loss = config.segmentation_weight * logs["segmentation_loss"]
+                stats = stats | {"segmenter": fresh}
+            order = jax.random.permutation(at(key, "features"), len(labels)) if config.control == "features" else None
+            image, taps = diagnosis_inputs(logits, taps, image, order)
+        if config.control == "labels":
+            labels = jax.random.permutation(at(key, "labels"), labels)
+        (outputs, _), new = diagnosis.apply(
+            {"params": params["diagnosis"], "batch_stats": stats["diagnosis"]},
+            image,
+            taps,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"drop_path": at(key, "drop_path")},
+        )
+        logs["diagnosis_loss"] = diagnosis_loss(outputs, labels).mean()
+        stats = stats | {"diagnosis": new.get("batch_stats", {})}
+        return loss + logs["diagnosis_loss"], ({"batch_stats": stats}, logs)
+
+    def init(key: Key, batch: Batch) -> TrainState:
+        image, taps = unit(batch["image"]), ()
+        params, stats, opt = {}, {}, {}
+        if assisted:
+            made = segmenter.init(at(key, "segmenter"), image, train=False)
+            params["segmenter"], stats["segmenter"] = made["params"], made["batch_stats"]
+            opt["segmenter"] = begin(segmenter_tx, params, ("segmenter",))
+            logits, taps, _ = segment(params, stats, image, train=False)
+            image, taps = diagnosis_inputs(logits, taps, image, jnp.arange(len(image)))
+        made = diagnosis.init({"params": at(key, "diagnosis"), "drop_path": at(key, "drop")}, image, taps, train=False)
+        params["diagnosis"], stats["diagnosis"] = made["params"], made.get("batch_stats", {})
+        opt["diagnosis"] = begin(diagnosis_tx, params, trained)
+        return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt=opt, extra={"batch_stats": stats})
+
+    def predict(key: Key, state: TrainState, batch: Batch) -> Outputs:
+        image, taps, stats = unit(batch["image"]), (), state.extra["batch_stats"]
+        outputs: Outputs = {}
+        if assisted:
+            logits, taps, _ = segment(state.params, stats, image, train=False)
+            outputs["mask_probs"] = jax.nn.sigmoid(logits.astype(jnp.float32))
+            order = jax.random.permutation(key, len(image)) if config.control == "features" else None
+            image, taps = diagnosis_inputs(logits, taps, image, order)
+        variables = {"params": state.params["diagnosis"], "batch_stats": stats["diagnosis"]}
+        logits, attention = diagnosis.apply(variables, image, taps, train=False)
+        logits = logits.astype(jnp.float32)
+        if binary:
+            outputs["probs"] = jax.nn.sigmoid(jnp.concatenate([-logits, logits], -1))
+        else:
+            outputs["probs"] = jax.nn.softmax(logits)
+        return outputs | attention_maps(attention, image.shape[1:3])
+
+    def metrics(outputs: Outputs, batch: Batch) -> Pairs:
+        if not assisted:
+            return {}
+        weight = batch["weight"] * batch["mask_weight"]
+        return streaming.region_metrics(outputs["mask_probs"], batch["mask"], config.regions, weight=weight)
+
+    def scores(gathered: Mapping[str, np.ndarray]) -> dict[str, float]:
+        overlaps = {name: v for name, v in gathered.items() if name.split("_")[0] in ("dice", "iou", "soft")}
+        probs = gathered["probs"][:, 1] if binary else gathered["probs"]
+        return ranking.classification_scores(probs, gathered["label"]) | ranking.mean_scores(overlaps)
+
+    learn = descend(learn_masks, segmenter_tx, trains=("segmenter",), slot="segmenter")
+    stages = [Stage("segmenter", config.segmenter_steps, learn, "masks")] if assisted and config.segmenter_steps else []
+    stages.append(
+        Stage("diagnosis", config.steps, descend(learn_labels, diagnosis_tx, trains=trained, slot="diagnosis"), "train")
+    )
+    return Method(init, tuple(stages), predict, metrics, scores, watch="auc")

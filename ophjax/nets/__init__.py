@@ -1,0 +1,1 @@
+"""Networks. The only package that imports Flax modules."""

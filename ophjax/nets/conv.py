@@ -1,0 +1,295 @@
+"""Convolutions in the formulation that runs best on the present backend.
+
+XLA lowers several convolutions badly on CPUs: gradients of kernels and depthwise convolutions become grouped or
+dilated ones that take many times what a matrix product takes. The functions here compute what
+``lax.conv_general_dilated`` computes, to rounding, and choose at trace time by ``jax.default_backend()`` and
+by shape. On GPUs and TPUs they are ``lax``'s own.
+
+On CPUs the convolutions wider than 1x1 carry their own gradient: reverse mode (``grad``, ``vjp``, ``jacrev``)
+works once, forward mode (``jvp``, ``jacfwd``) does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+# A kernel gradient by im2col copies the input (or the cotangent) k*k times. Up to this many columns the copy
+# is cheaper than the matrix products per tap, whose inner sizes would be too small.
+_NARROW = 256
+# ... and so it is, whatever the width, while the copy stays in the caches (number of values).
+_SMALL = 1 << 19
+_FEW_POSITIONS = 16
+
+
+def conv2d(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "k k c d"], *, stride: int = 1, padding: int | None = None
+) -> Float[Array, "b i j d"]:
+    """Convolves (correlates) images with a square kernel, PyTorch's padding.
+
+    Args:
+      x: images or features.
+      kernel: [height, width, input channels, output channels].
+      stride: step between output positions, in both directions.
+      padding: zeros added on each of the four sides; by default ``(k - 1) // 2``.
+    """
+    size = kernel.shape[0]
+    padding = (size - 1) // 2 if padding is None else padding
+    if jax.default_backend() != "cpu":
+        return _lax_conv(x, kernel, stride, padding)
+    if size == 1:
+        x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0))) if padding else x
+        return jnp.einsum("bhwc,cd->bhwd", x[:, ::stride, ::stride], kernel[0, 0])
+    height, width = ((n + 2 * padding - size) // stride + 1 for n in x.shape[1:3])
+    if height * width <= _FEW_POSITIONS:
+        columns = _columns(_pad(x, padding), size, height, width, stride)
+        return jnp.einsum("bijc,cd->bijd", columns, kernel.reshape(-1, kernel.shape[3]))
+    return _conv(x, kernel, stride, padding)
+
+
+def depthwise2d(x: Float[Array, "b h w c"], kernel: Float[Array, "k k 1 c"]) -> Float[Array, "b h w c"]:
+    """Convolves every channel with its own odd square kernel, stride 1, size kept by zero padding."""
+    size, channels = kernel.shape[0], kernel.shape[3]
+    padding = (size - 1) // 2
+    if jax.default_backend() != "cpu":
+        return _lax_conv(x, kernel, 1, padding, groups=channels)
+    height, width = x.shape[1:3]
+    padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    taps = kernel.reshape(size, size, 1, 1, 1, channels)
+    shifted = (
+        padded[:, i : i + height, j : j + width] * taps[i, j] for i in range(size) for j in range(size)
+    )
+    return sum(shifted, start=jnp.zeros((), x.dtype))
+
+
+def upsample2x2(x: Float[Array, "b h w c"], kernel: Float[Array, "2 2 c d"]) -> Float[Array, "b 2*h 2*w d"]:
+    """Doubles the size by a 2x2 transposed convolution of stride 2.
+
+    ``y[2i + m, 2j + n] = x[i, j] @ kernel[m, n]``: the windows do not overlap, so it is one matrix product
+    and a rearrangement, on every backend. PyTorch places the kernel so; ``flax.linen.ConvTranspose`` has it
+    rotated by half a turn.
+    """
+    batch, height, width, channels = x.shape
+    features = kernel.shape[3]
+    columns = kernel.transpose(2, 0, 1, 3).reshape(channels, 4 * features)
+    y = jnp.einsum("bhwc,cd->bhwd", x, columns).reshape(batch, height, width, 2, 2, features)
+    return y.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, features)
+
+
+def max_pool(x: Float[Array, "b h w c"], *, size: int, stride: int, padding: int = 0) -> Float[Array, "b i j c"]:
+    """Takes the maximum over square windows, PyTorch's padding (of minus infinity).
+
+    On CPUs it is the maximum of shifted slices, whose gradient is three to thirty times faster than that of a
+    window reduction. Where values tie, the gradient is divided among them instead of going to the first; after
+    a ReLU the only frequent ties are zeros, through which no gradient passes.
+    """
+    if jax.default_backend() != "cpu":
+        pad = ((padding, padding), (padding, padding))
+        return nn.max_pool(x, (size, size), strides=(stride, stride), padding=pad)
+    if padding:
+        sides = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+        x = jnp.pad(x, sides, constant_values=-jnp.inf)
+    height, width = ((n - size) // stride + 1 for n in x.shape[1:3])
+    y = _tap(x, 0, 0, height, width, stride)
+    for i in range(size):
+        for j in range(size):
+            y = jnp.maximum(y, _tap(x, i, j, height, width, stride)) if i or j else y
+    return y
+
+
+class Conv(nn.Module):
+    """A convolution with a square kernel and PyTorch's padding; parameters as in ``flax.linen.Conv``.
+
+    Attributes:
+      features: output channels.
+      size: side of the kernel.
+      stride: step between output positions.
+      use_bias: adds a learned constant to each channel.
+      kernel_init, dtype, param_dtype: as in ``flax.linen.Conv``.
+    """
+
+    features: int
+    size: int = 3
+    stride: int = 1
+    use_bias: bool = True
+    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        y = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride)
+        return _add_bias(self, y) if self.use_bias else y
+
+
+class DepthwiseConv(nn.Module):
+    """A depthwise convolution that keeps size and channels; parameters as in a grouped ``flax.linen.Conv``."""
+
+    size: int = 3
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        shape = (self.size, self.size, 1, x.shape[-1])
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, self.param_dtype)
+        return _add_bias(self, depthwise2d(x.astype(self.dtype), kernel.astype(self.dtype)))
+
+
+class ConvTranspose2x2(nn.Module):
+    """A 2x2 transposed convolution of stride 2 with bias, placed as in ``upsample2x2``."""
+
+    features: int
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w d"]:
+        # Each output sees one tap only: the fan-in is the input channels, not four times as many.
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", batch_axis=(0, 1))
+        kernel = self.param("kernel", init, (2, 2, x.shape[-1], self.features), self.param_dtype)
+        return _add_bias(self, upsample2x2(x.astype(self.dtype), kernel.astype(self.dtype)))
+
+
+def _add_bias(module: nn.Module, y: jax.Array) -> jax.Array:
+    bias = module.param("bias", nn.initializers.zeros, (y.shape[-1],), module.param_dtype)
+    return y + bias.astype(y.dtype).reshape(1, 1, 1, -1)
+
+
+def _lax_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: int, groups: int = 1) -> jax.Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        ((padding, padding), (padding, padding)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def _input_gradient(g: jax.Array, kernel: jax.Array, stride: int, padding: int, shape: tuple[int, ...]) -> jax.Array:
+    x = jax.ShapeDtypeStruct((g.shape[0], *shape[1:]), g.dtype)
+    return jax.linear_transpose(lambda x: _lax_conv(x, kernel, stride, padding), x)(g)[0]
+
+
+def _vmappable(function: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[..., jax.Array]:
+    """Batches ``function(images, kernel)`` without a grouped convolution, which is tens of times slower on CPUs.
+
+    One kernel for all: the batched images are one larger batch. One kernel each (a ``vmap`` over seeds): one
+    after the other.
+    """
+    batched = jax.custom_batching.custom_vmap(function)
+
+    @batched.def_vmap
+    def rule(axis_size: int, in_batched: list[bool], x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, bool]:
+        if in_batched[0] and not in_batched[1]:
+            y = batched(x.reshape(-1, *x.shape[2:]), kernel)
+            return y.reshape(axis_size, -1, *y.shape[1:]), True
+        if not in_batched[0]:
+            return lax.map(lambda k: batched(x, k), kernel), True
+        return lax.map(lambda pair: batched(*pair), (x, kernel)), True
+
+    return batched
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    return _vmappable(lambda x, kernel: _lax_conv(x, kernel, stride, padding))(x, kernel)
+
+
+def _conv_forward(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _conv(x, kernel, stride, padding), (x, kernel)
+
+
+def _conv_backward(
+    stride: int, padding: int, residuals: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = residuals
+    transpose = partial(_input_gradient, stride=stride, padding=padding, shape=x.shape)
+    dx = _vmappable(lambda g, kernel: transpose(g, kernel))(g, kernel)
+    return dx, kernel_gradient(x, g, kernel.shape[0], stride=stride, padding=padding).astype(kernel.dtype)
+
+
+_conv.defvjp(_conv_forward, _conv_backward)
+
+
+def kernel_gradient(
+    x: Float[Array, "b h w c"], g: Float[Array, "b i j d"], size: int, *, stride: int, padding: int
+) -> Float[Array, "k k c d"]:
+    """Computes the gradient of a convolution in its kernel from its input and the cotangent of its output.
+
+    All forms are matrix products over positions, summed in float32; which one is fastest depends on the shape.
+    """
+    positions, inputs, outputs = g.shape[0] * g.shape[1] * g.shape[2], x.shape[3], g.shape[3]
+    taps = size * size
+    few = positions * taps * inputs <= _SMALL
+    if not few and taps * inputs > _NARROW >= taps * outputs and stride == 1 and padding < size:
+        return _by_cotangent_columns(x, g, size, padding)
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    if few or taps * inputs <= _NARROW:
+        return _by_input_columns(x, g, size, stride)
+    return _by_taps(x, g, size, stride)
+
+
+def _tap(x: jax.Array, i: int, j: int, height: int, width: int, stride: int) -> jax.Array:
+    """Takes the values that tap (i, j) of a kernel meets, one for each output position, from padded input."""
+    rows, columns = (height - 1) * stride + 1, (width - 1) * stride + 1
+    return x[:, i : i + rows : stride, j : j + columns : stride]
+
+
+def _pad(x: jax.Array, padding: int) -> jax.Array:
+    return jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0))) if padding else x
+
+
+def _columns(x: jax.Array, size: int, height: int, width: int, stride: int) -> jax.Array:
+    """Lays the values that all taps meet beside one another: [b, height, width, size * size * channels]."""
+    taps = [_tap(x, i, j, height, width, stride) for i in range(size) for j in range(size)]
+    return jnp.concatenate(taps, axis=-1)
+
+
+def _contract(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.einsum("bijc,bijd->cd", a, b, preferred_element_type=jnp.float32)
+
+
+def _by_input_columns(x: jax.Array, g: jax.Array, size: int, stride: int) -> jax.Array:
+    height, width = g.shape[1:3]
+    taps = [_tap(x, i, j, height, width, stride) for i in range(size) for j in range(size)]
+    product = _contract(jnp.concatenate(taps, axis=-1), g)
+    return product.reshape(size, size, x.shape[3], g.shape[3])
+
+
+def _by_cotangent_columns(x: jax.Array, g: jax.Array, size: int, padding: int) -> jax.Array:
+    # kernel[i, j] collects x[p] g[p - (i, j) + padding]: the cotangent is shifted, the other way, not the input.
+    height, width = x.shape[1:3]
+    sides = (size - 1 - padding, size - 1 - padding)
+    g = jnp.pad(g, ((0, 0), sides, sides, (0, 0)))
+    starts = range(size - 1, -1, -1)
+    taps = [_tap(g, i, j, height, width, 1) for i in starts for j in starts]
+    product = _contract(x, jnp.concatenate(taps, axis=-1)).reshape(x.shape[3], size, size, -1)
+    return product.transpose(1, 2, 0, 3)
+
+
+def _by_taps(x: jax.Array, g: jax.Array, size: int, stride: int) -> jax.Array:
+    height, width = g.shape[1:3]
+    window = (x.shape[0], (height - 1) * stride + 1, (width - 1) * stride + 1, x.shape[3])
+
+    def product(tap: jax.Array) -> jax.Array:
+        met = lax.dynamic_slice(x, (0, tap // size, tap % size, 0), window)
+        return _contract(met[:, ::stride, ::stride], g)
+
+    # In a loop rather than side by side, so that one shifted copy of the input lives at a time.
+    products = lax.map(product, jnp.arange(size * size))
+    return products.reshape(size, size, x.shape[3], g.shape[3])

@@ -1,0 +1,1 @@
+"""The one train loop, and what surrounds it: mesh, checkpoints, evaluation, logs, report."""

@@ -1,0 +1,113 @@
+"""The thin wall around Orbax: whole checkpoints, written in the background, never half visible."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ophjax.errors import InputError
+
+
+class Checkpoints:
+    """The checkpoints of one run: the last ``keep`` and the best by one score.
+
+    A checkpoint is a state (arrays, sharded as they are) and a ``meta`` dictionary (JSON). Saving returns
+    at once; a checkpoint that was not finished when the process died is never offered again.
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 2) -> None:
+        from orbax import checkpoint as ocp
+        from orbax.checkpoint import checkpoint_managers as policies
+
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        self.folder = folder
+        self._ocp = ocp
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            item_names=("state", "meta"),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy(
+                    [
+                        policies.LatestN(keep),
+                        policies.BestN(get_metric_fn=lambda scores: scores["watch"], n=1, keep_checkpoints_without_metrics=False),
+                    ]
+                ),
+                best_fn=lambda scores: scores["watch"],
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    def steps(self) -> list[int]:
+        """The steps that can be restored, in order."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: Any, meta: dict[str, Any], *, watch: float | None = None) -> None:
+        """Starts writing a checkpoint; ``watch`` is its score, larger being better.
+
+        Raises:
+          InputError: the disk is full or the folder cannot be written; earlier checkpoints stay whole.
+        """
+        items = self._ocp.args.Composite(
+            state=self._ocp.args.StandardSave(state), meta=self._ocp.args.JsonSave(meta)
+        )
+        try:
+            self._manager.save(step, args=items, metrics=None if watch is None else {"watch": watch}, force=True)
+        except (OSError, ValueError) as error:
+            raise self._unwritten(error) from error
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """Reads what was saved beside the state of ``step``.
+
+        Raises:
+          InputError: the file is missing or damaged.
+        """
+        path = self.folder / str(step) / "meta" / "metadata"
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"Checkpoint {self.folder / str(step)} cannot be read: {error}. Delete that folder to go on from "
+                "the checkpoint before it."
+            ) from error
+
+    def restore(self, step: int, like: Any) -> Any:
+        """Reads the state of ``step`` in the shapes, types and shardings of ``like``.
+
+        Raises:
+          InputError: the checkpoint is damaged or belongs to another method or configuration.
+        """
+        try:
+            return self._manager.restore(
+                step, args=self._ocp.args.Composite(state=self._ocp.args.StandardRestore(like))
+            )["state"]
+        except Exception as error:  # Orbax and TensorStore raise many kinds, all of which mean this.
+            reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+            raise InputError(
+                f"Checkpoint {self.folder / str(step)} does not fit this method and configuration, or is damaged: "
+                f"{reason} Run the command in the run's config.json, or delete that folder to go on from the "
+                "checkpoint before it."
+            ) from error
+
+    def should_stop(self, step: int) -> bool:
+        """Whether the cluster has announced that it takes the machines back (several processes only)."""
+        return jax.process_count() > 1 and self._manager.reached_preemption(step)
+
+    def wait(self) -> None:
+        """Returns when all is on disk."""
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            raise self._unwritten(error) from error
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def _unwritten(self, error: Exception) -> InputError:
+        return InputError(
+            f"A checkpoint could not be written to {self.folder}: {error}. Earlier checkpoints are whole: make room "
+            "or mend the folder's permissions, then run the same command with --resume."
+        )

@@ -1,0 +1,80 @@
+"""What a run would take, found by compiling its steps and running none: the dry run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from ophjax import trees
+from ophjax.data.sources import Dataset
+from ophjax.train import loop
+from ophjax.train import mesh as meshes
+from ophjax.types import Method
+
+
+def estimate(method: Method, data: Dataset, config: loop.Config) -> dict[str, Any]:
+    """Compiles every stage's step for the present devices and reads XLA's own account of it.
+
+    Returns:
+      A JSON object: ``mesh``, ``networks`` (parameters of each), ``state_bytes``, ``shardings`` (leaves that are
+      split, by path), ``stages`` (name, steps, FLOPs per step, bytes per device), and of the last stage
+      ``flops_per_step`` (over all devices) and ``bytes_per_device``.
+    """
+    mesh = meshes.make_mesh(model=config.model_parallel)
+    batch = loop.batch_spec(data, config, mesh)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(method.init, key, batch)
+    shardings = meshes.state_shardings(state, mesh)
+    split = {
+        name: str(where.spec)
+        for name, where in trees.named_leaves(shardings).items()
+        if name.startswith("params") and any(where.spec)
+    }
+    stages = []
+    for stage in method.stages:
+        step = loop.compile_step(stage, mesh, shardings).lower(key, state, batch).compile()
+        cost, memory = step.cost_analysis(), step.memory_analysis()
+        taken = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+        stages.append(
+            {
+                "name": stage.name,
+                "steps": stage.steps,
+                "flops_per_step": int(cost.get("flops", 0)) * mesh.size,
+                "bytes_per_device": int(taken - memory.alias_size_in_bytes),
+            }
+        )
+    return {
+        "devices": mesh.size,
+        "platform": mesh.devices.flat[0].platform,
+        "mesh": dict(mesh.shape),
+        "batch_size": config.batch_size,
+        "image": list(batch["image"].shape[1:]),
+        "networks": {name: trees.count(tree) for name, tree in state.params.items()},
+        "state_bytes": trees.nbytes(state),
+        "shardings": split,
+        "stages": stages,
+        "flops_per_step": stages[-1]["flops_per_step"],
+        "bytes_per_device": stages[-1]["bytes_per_device"],
+    }
+
+
+def describe(plan: dict[str, Any]) -> str:
+    """Says an estimate in words."""
+    lines = [
+        f"{plan['method']} on {plan['data']}, preset {plan['preset']}: nothing was trained.",
+        f"mesh       data {plan['mesh']['data']} x model {plan['mesh']['model']} ({plan['devices']} x {plan['platform']})",
+        f"batch      {plan['batch_size']} images of {' x '.join(map(str, plan['image']))}",
+    ]
+    for name, parameters in plan["networks"].items():
+        mine = {path: spec for path, spec in plan["shardings"].items() if path.split("/")[1] == name}
+        where = f"{len(mine)} leaves split over model" if mine else "replicated"
+        lines.append(f"network    {name}: {parameters:,} parameters, {where}")
+        lines += [f"             {path}  {spec}" for path, spec in mine.items()]
+    lines.append(f"state      {plan['state_bytes'] / 2**20:,.0f} MiB with optimiser states")
+    for stage in plan["stages"]:
+        lines.append(
+            f"stage      {stage['name']}: {stage['steps']} steps, {stage['flops_per_step'] / 1e9:,.2f} GFLOP per step, "
+            f"about {stage['bytes_per_device'] / 2**20:,.0f} MiB per device"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,241 @@
+"""Pictures of the report: sample images with true and predicted outlines, attention maps over images."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ophjax.train.record import Run
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, UInt8
+
+    Array = np.ndarray
+
+PICTURES = 12
+"""Sample images shown; more would make the page heavy."""
+ATTENTION = 4
+"""Sample images whose attention maps are shown."""
+MAPS = 12
+"""Attention maps shown for each of them."""
+
+
+def gallery(run: Run) -> str:
+    """Builds the sample images with their outlines and captions; empty where the run has left none."""
+    samples = run.samples
+    if "image" not in samples or not len(samples["image"]):
+        return ""
+    wrong, right = choose(samples)
+    parts = ""
+    for title, chosen in (("Misclassified, most confident first", wrong), ("Correctly classified", right)):
+        if chosen:
+            cards = "".join(card(run, i) for i in chosen)
+            heading = f"<h3>{title}</h3>" if "probs" in samples else ""
+            parts += f'{heading}<div class="cards">{cards}</div>'
+    legend = ""
+    if "mask" in samples:
+        regions = ", ".join(str(name) for name in run.config.get("regions", []))
+        legend = (
+            f'<p class="note">Outlines{f" of {html.escape(regions)}" if regions else ""}: '
+            '<span class="key"></span> true, <span class="key dashed"></span> predicted (probability 0.5).</p>'
+        )
+    return legend + parts
+
+
+def attention(run: Run) -> str:
+    """Builds the attention maps over some of the sample images; empty where the run has left none."""
+    samples = run.samples
+    if "attention" not in samples or "image" not in samples:
+        return ""
+    names = [str(name) for name in json.loads(str(samples.get("attention_names", "[]")))]
+    wrong, right = choose(samples)
+    chosen = [*wrong[: ATTENTION // 2], *right][:ATTENTION]
+    rows = ""
+    for i in chosen:
+        image = samples["image"][i]
+        ratio = image.shape[1] / image.shape[0]
+        # Heat is read off its colour, so the image under it is grey.
+        grey = np.round(image[..., :3] @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
+        plain = picture(data_uri(grey), f"grey{i}", ratio=ratio, label="image")
+        cells = f"<figure>{plain}<figcaption>image</figcaption></figure>"
+        for number, heat in enumerate(samples["attention"][i][:MAPS]):
+            name = names[number] if number < len(names) else f"map {number + 1}"
+            drawn = overlay(f"grey{i}", heat, ratio=ratio, label=f"attention, {name}")
+            cells += f"<figure>{drawn}<figcaption>{html.escape(name)}</figcaption></figure>"
+        words = " · ".join(caption(run, i))
+        rows += f'<p class="caption">{words}</p><div class="maps">{cells}</div>'
+    return (
+        '<p class="note">Where the network looks: grey is no attention, yellow the most within the map (each map'
+        f" has a scale of its own).</p>{rows}"
+    )
+
+
+def probabilities(samples: Mapping[str, Array]) -> Array | None:
+    """Returns the class probabilities of the samples as [n, k], also where only that of class 1 was kept."""
+    if "probs" not in samples or "label" not in samples:
+        return None
+    probs = np.asarray(samples["probs"], np.float64).reshape(len(samples["label"]), -1)
+    return np.concatenate([1 - probs, probs], 1) if probs.shape[1] == 1 else probs
+
+
+def choose(samples: Mapping[str, Array]) -> tuple[list[int], list[int]]:
+    """Picks samples to show: up to half wrong ones, the most confident first; right ones of each class in turn."""
+    probs = probabilities(samples)
+    if probs is None:
+        return [], list(range(min(PICTURES, len(samples["image"]))))
+    label, predicted = np.asarray(samples["label"]), probs.argmax(1)
+    wrong = [int(i) for i in np.argsort(-probs.max(1), kind="stable") if predicted[i] != label[i]]
+    queues = [[int(i) for i in np.flatnonzero((predicted == label) & (label == k))] for k in np.unique(label)]
+    right = []
+    while any(queues):
+        right += [queue.pop(0) for queue in queues if queue]
+    wrong = wrong[: max(PICTURES // 2, PICTURES - len(right))]
+    return wrong, right[: PICTURES - len(wrong)]
+
+
+def card(run: Run, i: int) -> str:
+    """Builds one sample image with its outlines and its caption."""
+    samples = run.samples
+    image = samples["image"][i]
+    truth, found = (
+        [outline(region) for region in np.moveaxis(samples[name][i], -1, 0)] if name in samples else []
+        for name in ("mask", "mask_probs")
+    )
+    ratio = image.shape[1] / image.shape[0]
+    drawn = picture(data_uri(image), f"sample{i}", truth=truth, found=found, ratio=ratio, label="sample image")
+    lines = [line for line in (*caption(run, i), overlaps(run, i)) if line]
+    return f"<figure>{drawn}<figcaption>{'<br>'.join(lines)}</figcaption></figure>"
+
+
+def caption(run: Run, i: int) -> list[str]:
+    """Builds the parts of a sample's caption: its name, right or wrong, its label and the probability."""
+    samples, classes = run.samples, [str(name) for name in run.config.get("classes", [])]
+    name = f'<span class="name">{html.escape(name_of(run, i))}</span>'
+    probs = probabilities(samples)
+    if probs is None:
+        return [name]
+    if len(classes) != probs.shape[1]:
+        classes = [f"class {k}" for k in range(probs.shape[1])]
+    label, predicted = int(samples["label"][i]), int(probs[i].argmax())
+    shown = 1 if len(classes) == 2 else predicted
+    mark = '<b class="right">✓ right</b>' if label == predicted else '<b class="wrong">✗ wrong</b>'
+    probability = f"P({html.escape(classes[shown])}) = {probs[i, shown]:.2f}"
+    return [name, f"{mark} · label <b>{html.escape(classes[label])}</b>", probability]
+
+
+def name_of(run: Run, i: int) -> str:
+    """Finds the name of a sample in predictions.csv, whose rows are in the order of the split."""
+    if "index" not in run.samples:
+        return ""
+    index = int(run.samples["index"][i])
+    return str(run.predictions[index].get("name") or "") if 0 <= index < len(run.predictions) else ""
+
+
+def overlaps(run: Run, i: int) -> str:
+    """Lists the Dice of each region of a sample."""
+    samples = run.samples
+    if "mask" not in samples or "mask_probs" not in samples:
+        return ""
+    truth, found = samples["mask"][i] > 0, samples["mask_probs"][i] > 0.5
+    regions = [str(name) for name in run.config.get("regions", [])]
+    words = []
+    for c in range(truth.shape[-1]):
+        size = truth[..., c].sum() + found[..., c].sum()
+        dice = 2 * (truth[..., c] & found[..., c]).sum() / size if size else 1.0
+        words.append(f"{html.escape(regions[c]) if c < len(regions) else f'region {c + 1}'} {dice:.2f}")
+    return f"Dice: {', '.join(words)}"
+
+
+def data_uri(image: UInt8[Array, "h w *c"], *, limit: int = 224) -> str:
+    """Encodes a picture for use inside the page, its longer side at most ``limit`` pixels.
+
+    Small pictures and pictures with transparency become PNG, the others JPEG.
+    """
+    from PIL import Image
+
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    picture.thumbnail((limit, limit))
+    exact = picture.mode == "RGBA" or max(picture.size) <= 64
+    file = io.BytesIO()
+    picture.save(file, **({"format": "PNG", "optimize": True} if exact else {"format": "JPEG", "quality": 85}))
+    kind = "png" if exact else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def outline(mask: Float[Array, "h w"], *, limit: int = 128) -> str:
+    """Traces where a mask passes 0.5: the ``d`` of an SVG path in a box of 100 by 100, empty if nowhere."""
+    from contourpy import contour_generator
+    from PIL import Image
+
+    height, width = mask.shape
+    scale = min(1.0, limit / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    field = np.asarray(Image.fromarray(np.asarray(mask, np.float32)).resize(size, Image.Resampling.BOX))
+    # A frame of zeros closes the outlines of regions that touch the border.
+    lines = contour_generator(z=np.pad(field, 1)).lines(0.5)
+    scales = 100.0 / np.array(size)
+    path = ""
+    for line in lines:
+        points = np.clip((line - 0.5) * scales, 0.0, 100.0)
+        path += "M" + " ".join(f"{x:.1f},{y:.1f}" for x, y in points) + "Z"
+    return path
+
+
+def picture(
+    image: str,
+    name: str,
+    *,
+    truth: Sequence[str] = (),
+    found: Sequence[str] = (),
+    ratio: float = 1.0,
+    label: str = "",
+) -> str:
+    """Draws an encoded image with outlines over it.
+
+    Args:
+      image: data URI.
+      name: id under which ``overlay`` finds the image; unique in the page.
+      truth: outlines of the true regions, drawn solid.
+      found: outlines of the predicted regions, drawn dashed.
+      ratio: width / height of the image.
+      label: read out by screen readers.
+
+    Returns:
+      An ``<svg>`` element with a box of 100 by 100, stretched to the ratio.
+    """
+    # Only the true outline has a dark edge: where both coincide, its white shows between the dashes.
+    solid = '<path class="halo" d="{0}"/><path class="truth" d="{0}"/>'
+    lines = "".join(solid.format(path) for path in truth if path)
+    lines += "".join(f'<path class="found" d="{path}"/>' for path in found if path)
+    return (
+        f'{_box(ratio, label)}<image id="{name}" href="{image}" width="100" height="100"'
+        f' preserveAspectRatio="none"/>{lines}</svg>'
+    )
+
+
+def overlay(name: str, heat: Float[Array, "h w"], *, ratio: float = 1.0, label: str = "") -> str:
+    """Lays a heat map over the image that ``picture`` drew under this name, the more opaque the hotter."""
+    import matplotlib
+
+    heat = np.nan_to_num(np.asarray(heat, np.float64))
+    heat = heat / max(heat.max(), 1e-12)
+    # The dark end of the colours would hide the image just where nothing is to be seen.
+    opacity = np.minimum(1.2 * heat, 0.75)
+    colours = matplotlib.colormaps["inferno"](0.25 + 0.75 * heat, alpha=opacity, bytes=True)
+    return (
+        f'{_box(ratio, label)}<use href="#{name}"/><image href="{data_uri(colours, limit=48)}" width="100"'
+        ' height="100" preserveAspectRatio="none"/></svg>'
+    )
+
+
+def _box(ratio: float, label: str) -> str:
+    return (
+        f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="{html.escape(label)}"'
+        f' style="aspect-ratio:{ratio:.4f}">'
+    )

@@ -1,0 +1,253 @@
+"""The one train loop. Every method runs through it; none has a loop of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from ophjax import trees
+from ophjax.data import pipeline
+from ophjax.data.sources import Dataset, Source
+from ophjax.errors import InputError
+from ophjax.keys import at
+from ophjax.train import mesh as meshes
+from ophjax.train.checkpoint import Checkpoints
+from ophjax.train.evaluate import Forward, compile_forward, gather
+from ophjax.train.logs import EventLog, StepLog
+from ophjax.train.preempt import StopRequest
+from ophjax.types import Batch, Key, Logs, Method, Stage, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How a method is trained, whatever the method."""
+
+    seed: int = 0
+    """Seed of initialisation, order of examples, augmentation and dropout."""
+    batch_size: int = 16
+    """Examples per step, over all devices and processes."""
+    eval_every: int = 500
+    """Steps between evaluations on the validation split (each is followed by a checkpoint)."""
+    log_every: int = 20
+    """Steps between lines in metrics.jsonl. Every step is checked for NaN."""
+    keep: int = 2
+    """Checkpoints kept, beside the best one."""
+    threads: int = 4
+    """Threads that read and decode images."""
+    model_parallel: int = 1
+    """Devices over which large parameters are split; the others split the batch."""
+
+
+class Fitted(NamedTuple):
+    """What training leaves in memory: the final state, the compiled forward pass, and whether it was stopped."""
+
+    state: TrainState
+    forward: Forward
+    mesh: Mesh
+    stopped: bool
+
+
+class Place(NamedTuple):
+    """Where a run stands: number of the stage, steps done in it, steps done before it, state of its data stream."""
+
+    stage: int = 0
+    done: int = 0
+    before: int = 0
+    data: Any = None
+
+
+class Run(NamedTuple):
+    """What stays the same while a run goes on."""
+
+    method: Method
+    data: Dataset
+    config: Config
+    mesh: Mesh
+    shardings: Any
+    root: Key
+    forward: Forward
+    log: EventLog
+    saved: Checkpoints
+    about: dict[str, Any]
+    redraw: Callable[[], Any]
+
+
+def fit(
+    method: Method,
+    data: Dataset,
+    config: Config,
+    folder: Path,
+    *,
+    about: dict[str, Any],
+    resume: bool = False,
+    redraw: Callable[[], Any] = lambda: None,
+    prepare: Callable[[TrainState], TrainState] = lambda state: state,
+) -> Fitted:
+    """Trains a method through all its stages and leaves checkpoints and metrics.jsonl in ``folder``.
+
+    Args:
+      about: written into each checkpoint beside its place (method, configuration, versions).
+      resume: go on from the newest checkpoint in ``folder``, where there is one.
+      redraw: called after each checkpoint, in the first process (the report).
+      prepare: changes the fresh state once, before the first stage (networks trained elsewhere).
+
+    Raises:
+      InputError: batch and devices do not fit, or the checkpoint belongs to something else.
+      DivergedError: a loss or gradient became NaN or infinite; the last good checkpoint is kept.
+    """
+    mesh = meshes.make_mesh(model=config.model_parallel)
+    root = at(jax.random.key(config.seed), "train")
+    # Shapes first: whatever does not fit is found before memory is used.
+    batch = batch_spec(data, config, mesh)
+    abstract = jax.eval_shape(method.init, root, batch)
+    shardings = meshes.state_shardings(abstract, mesh)
+    log = EventLog(folder / "metrics.jsonl" if jax.process_index() == 0 else None)
+    saved = Checkpoints(folder / "checkpoints", keep=config.keep)
+    run = Run(
+        method, data, config, mesh, shardings, root, compile_forward(method, mesh, shardings), log, saved, about, redraw
+    )
+    newest = saved.steps()[-1:] if resume else []
+    if newest:
+        place = place_of(method, saved.meta(newest[0]))
+        state = saved.restore(newest[0], meshes.with_shardings(abstract, shardings))
+        log.write("resume", stage=method.stages[place.stage].name, step=newest[0])
+    else:
+        place = Place()
+        state = prepare(compile_init(method, batch, shardings)(at(root, "init")))
+        counts = {name: trees.count(tree) for name, tree in abstract.params.items()}
+        log.write("start", devices=jax.device_count(), mesh=dict(mesh.shape), parameters=counts)
+    with StopRequest() as stop:
+        while True:
+            state, done = run_stage(run, place, state, stop)
+            stage = method.stages[place.stage]
+            if done < stage.steps or place.stage + 1 == len(method.stages):
+                break
+            place = Place(place.stage + 1, 0, place.before + stage.steps)
+        saved.wait()
+    stopped = done < stage.steps
+    log.write("stop" if stopped else "trained", stage=stage.name, step=place.before + done)
+    saved.close()
+    log.close()
+    return Fitted(state, run.forward, mesh, stopped)
+
+
+def run_stage(run: Run, place: Place, state: TrainState, stop: StopRequest) -> tuple[TrainState, int]:
+    """Runs one stage from its place to its end, or until a stop is asked for; returns the steps done in it."""
+    config, stage, done = run.config, run.method.stages[place.stage], place.done
+    first, last = jax.process_index() == 0, place.stage + 1 == len(run.method.stages)
+    if place.data is None:
+        # Once per stage: a run that resumes inside the stage has this behind it.
+        state = jax.device_put(stage.enter(at(run.root, "enter", stage.name), state), run.shardings)
+        run.log.write("stage", stage=stage.name, step=place.before, steps=stage.steps)
+    rows, part, parts = meshes.local_share(run.mesh, config.batch_size)
+    batches = pipeline.train_batches(
+        require(run.data, stage.data),
+        batch_size=rows,
+        seed=int(jax.random.bits(at(run.root, "data", stage.name)) >> 1),
+        process=(part, parts),
+        threads=config.threads,
+    )
+    if place.data is not None:
+        batches.set_state(place.data)
+    step = compile_step(stage, run.mesh, run.shardings)
+    lines = StepLog(
+        run.log, stage.name, total=stage.steps, before=place.before, done=done, every=config.log_every,
+        batch_size=config.batch_size, quiet=not first, kept=run.saved.steps,
+    )  # fmt: skip
+    while True:
+        asked = stop.asked or run.saved.should_stop(place.before + done)
+        fresh = done > place.done or place.data is None and done == stage.steps
+        due = fresh and (done == stage.steps or done % config.eval_every == 0)
+        if due or (asked and fresh):
+            lines.flush()  # a loss that is NaN must end the run before anything is saved
+            # Evaluated on the old state, since the next step takes its memory.
+            score = evaluate(run, stage, state, place.before + done) if due else None
+            # The data stream is saved before it moves, so that after a restart the next batch comes again.
+            meta = {"stage": stage.name, "done": done, "before": place.before, "data": batches.get_state()}
+            run.saved.save(place.before + done, state, run.about | meta, watch=score if last else None)
+            run.log.write("save", stage=stage.name, step=place.before + done)
+            if first:
+                run.redraw()
+            lines.restart()
+        if asked or done == stage.steps:
+            break
+        state, logs = step(run.root, state, meshes.place(next(batches), run.mesh))
+        done += 1
+        lines.note(done, logs)  # reads the steps before this one, while this one runs
+    batches.close()
+    lines.close()
+    return state, done
+
+
+def evaluate(run: Run, stage: Stage, state: TrainState, step: int) -> float | None:
+    """Scores the validation split, logs it, and returns the watched score where it is a number."""
+    batches = eval_split(run.data, "val", run.config, run.mesh)
+    scores = run.method.scores(gather(run.forward, at(run.root, "val"), state, batches, run.mesh))
+    run.log.write("eval", split="val", stage=stage.name, step=step, **scores)
+    watched = scores.get(run.method.watch, math.nan)
+    return watched if math.isfinite(watched) else None
+
+
+def compile_step(stage: Stage, mesh: Mesh, shardings: Any) -> Callable[[Key, TrainState, Batch], Any]:
+    """Compiles a stage's step. It counts itself, and the old state's memory is given to the new one."""
+
+    def step(key: Key, state: TrainState, batch: Batch) -> tuple[TrainState, Logs]:
+        state, logs = stage.step(at(key, stage.name, state.step), state, batch)
+        return state.replace(step=state.step + 1), {name: value.astype(jnp.float32) for name, value in logs.items()}
+
+    whole = meshes.replicated(mesh)
+    return jax.jit(
+        step,
+        in_shardings=(whole, shardings, meshes.split_rows(mesh)),
+        out_shardings=(shardings, whole),
+        donate_argnums=1,
+    )
+
+
+def compile_init(method: Method, batch: Batch, shardings: Any) -> Callable[[Key], TrainState]:
+    """Compiles ``method.init`` for a batch of zeros: no network's start depends on an image."""
+
+    def init(key: Key) -> TrainState:
+        return method.init(key, {name: jnp.zeros(spec.shape, spec.dtype) for name, spec in batch.items()})
+
+    return jax.jit(init, out_shardings=shardings)
+
+
+def batch_spec(data: Dataset, config: Config, mesh: Mesh) -> Batch:
+    """The shapes and types of a global batch of this data set."""
+    return meshes.spec_of(next(iter(eval_split(data, "val", config, mesh))), config.batch_size)
+
+
+def eval_split(data: Dataset, split: str, config: Config, mesh: Mesh) -> Any:
+    """The padded batches of a split that this process reads."""
+    rows, part, parts = meshes.local_share(mesh, config.batch_size)
+    return pipeline.eval_batches(require(data, split), batch_size=rows, process=(part, parts))
+
+
+def require(data: Dataset, split: str) -> Source:
+    """The named split of a data set; an error that lists the splits where it is missing or empty."""
+    if split not in data.splits or not len(data.splits[split]):
+        sizes = ", ".join(f"{name}: {len(source)}" for name, source in data.splits.items())
+        raise InputError(
+            f"Data set {data.name!r} has no examples in its split {split!r} (its splits: {sizes}). {data.note} Give it "
+            "more examples, or larger fractions for its splits."
+        )
+    return data.splits[split]
+
+
+def place_of(method: Method, meta: dict[str, Any]) -> Place:
+    """Finds where to go on from a checkpoint's meta."""
+    names = [stage.name for stage in method.stages]
+    if meta["stage"] not in names:
+        raise InputError(
+            f"The checkpoint was saved in stage {meta['stage']!r}, but this method's stages are {', '.join(names)}. "
+            "Run the command that stands in the run's config.json, or give another --name."
+        )
+    return Place(names.index(meta["stage"]), meta["done"], meta["before"], meta["data"])

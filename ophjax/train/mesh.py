@@ -1,0 +1,122 @@
+"""Where arrays live: the device mesh, the sharding of state and batches, and several processes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from ophjax import trees
+from ophjax.errors import InputError
+
+Overrides = Sequence[tuple[str, PartitionSpec]]
+SMALL = 2**18
+"""Leaves with fewer numbers than this replicate: splitting them costs more in messages than it saves."""
+
+
+def start_processes(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Starts ``jax.distributed``: by cluster detection where all three are None, else by hand.
+
+    Must run before anything touches a device. On CPUs the collectives are gloo's.
+
+    Raises:
+      InputError: only some of the three were given, or the processes did not find each other.
+    """
+    given = [value is not None for value in (coordinator, processes, process)]
+    if any(given) and not all(given):
+        raise InputError(
+            f"--distributed got --coordinator {coordinator}, --processes {processes}, --process {process}. "
+            "Give all three, or none where the cluster is detected (SLURM, Open MPI, Kubernetes, Cloud TPU)."
+        )
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(coordinator, processes, process)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"--distributed could not start: {error} Expected a detectable cluster or --coordinator HOST:PORT "
+            "--processes N --process I, the coordinator's port reachable from every host."
+        ) from error
+
+
+def make_mesh(data: int | None = None, model: int = 1) -> Mesh:
+    """Lays all devices out as ``(data, model)``; ``data=None`` takes what ``model`` leaves over.
+
+    Raises:
+      InputError: the product is not the number of devices.
+    """
+    devices = jax.device_count()
+    size = devices // model if data is None else data
+    if model < 1 or size < 1 or size * model != devices:
+        raise InputError(
+            f"The mesh was to be data={'all' if data is None else data} x model={model}, but there are {devices} "
+            f"devices. Choose --train.model-parallel so that it divides {devices}, and data = {devices} / model."
+        )
+    return jax.make_mesh((size, model), ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of what every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split_rows(mesh: Mesh) -> NamedSharding:
+    """The sharding of a batch: rows over ``data``, the same rows on all of ``model``."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def state_shardings(state: Any, mesh: Mesh, *, overrides: Overrides = (), small: int = SMALL) -> Any:
+    """Chooses a sharding for each leaf of a state (arrays or ``ShapeDtypeStruct``).
+
+    The first override whose pattern is found in the leaf's path wins. Otherwise leaves under ``small``
+    numbers replicate and larger ones split their largest axis that ``model`` divides.
+    """
+    parts = mesh.shape["model"]
+
+    def choose(name: str, leaf: Any) -> NamedSharding:
+        for pattern, spec in overrides:
+            if re.search(pattern, name):
+                return NamedSharding(mesh, spec)
+        fitting = [axis for axis, size in enumerate(leaf.shape) if size % parts == 0]
+        if parts == 1 or leaf.size < small or not fitting:
+            return replicated(mesh)
+        widest = max(fitting, key=lambda axis: leaf.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*("model" if axis == widest else None for axis in range(leaf.ndim))))
+
+    return trees.map_named(choose, state)
+
+
+def local_share(mesh: Mesh, batch_size: int) -> tuple[int, int, int]:
+    """Says which part of each global batch this process reads: ``(rows, index, count)``.
+
+    Raises:
+      InputError: the batch does not divide over the ``data`` axis.
+    """
+    ways = mesh.shape["data"]
+    if batch_size % ways:
+        raise InputError(
+            f"The batch size is {batch_size}, but the mesh splits batches {ways} ways. "
+            f"Give --train.batch-size a multiple of {ways}, or use fewer devices for data."
+        )
+    mine = [i for i, row in enumerate(mesh.devices) if any(d.process_index == jax.process_index() for d in row)]
+    count = ways // len(mine)
+    return batch_size // count, mine[0] // len(mine), count
+
+
+def place(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Makes global arrays from the rows that this process has read."""
+    rows = split_rows(mesh)
+    return {name: jax.make_array_from_process_local_data(rows, value) for name, value in batch.items()}
+
+
+def spec_of(batch: Mapping[str, np.ndarray], rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of the global batch of ``rows`` examples to which a local batch belongs."""
+    return {name: jax.ShapeDtypeStruct((rows, *value.shape[1:]), value.dtype) for name, value in batch.items()}
+
+
+def with_shardings(abstract: Any, shardings: Any) -> Any:
+    """Joins shapes and shardings into the target that a checkpoint is restored to."""
+    return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), abstract, shardings)

@@ -1,0 +1,102 @@
+"""The folder of a run: its config.json, whose it is, and whether it is finished."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from ophjax.errors import InputError
+from ophjax.train.logs import read_events
+from ophjax.train.results import write_whole
+
+PACKAGES = ("ophjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def plain_config(**configs: Any) -> dict[str, Any]:
+    """Turns configurations into what JSON gives back: lists for tuples, strings for paths."""
+    tree = {name: dataclasses.asdict(config) for name, config in configs.items()}
+    return json.loads(json.dumps(tree, default=str))
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that decide the numbers."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def claim(folder: Path, about: dict[str, Any], *, resume: bool) -> Literal["new", "resumed", "finished"]:
+    """Takes a folder for a run: writes config.json into a new one, compares it in an old one.
+
+    Raises:
+      InputError: the folder holds another run, or an unfinished one that --resume was not given for.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise InputError(
+                f"{folder} exists and holds something else than a run (it has no config.json). Give another --name."
+            )
+        if jax.process_index() == 0:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"{folder} cannot be made: {error}. Give a --runs folder that can be written.") from error
+            write_whole(path, (json.dumps(about, indent=2) + "\n").encode())
+        return "new"
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        differences = compare(before, about)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read ({error!r}). Mend it, or give another --name.") from error
+    if differences:
+        raise InputError(
+            f"{folder} belongs to another run: {'; '.join(differences[:4])}{' ...' if len(differences) > 4 else ''}. "
+            f"Give another --name, or the command of that run: {before.get('command')}"
+        )
+    if any(event.get("event") == "finish" for event in read_events(folder / "metrics.jsonl")):
+        return "finished"
+    if not resume:
+        raise InputError(
+            f"{folder} holds this very run, unfinished. Add --resume to go on from its newest checkpoint, or give "
+            "another --name."
+        )
+    return "resumed"
+
+
+def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Lists what differs between two runs in method, data and configuration."""
+    old, new = (
+        {"method": run["method"], "data": run["data"]}
+        | {f"{part}.{name}": value for part, fields in run["config"].items() for name, value in fields.items()}
+        for run in (before, now)
+    )
+    return [
+        f"{name} was {old.get(name)!r}, now {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+
+
+def summary(scores: Mapping[str, float]) -> str:
+    """Says the scores of the test split in one line each, with their intervals."""
+    lines = ["Test split:"]
+    for name, value in scores.items():
+        if name.endswith(("_low", "_high")) or not math.isfinite(value):
+            continue
+        low, high = scores.get(f"{name}_low"), scores.get(f"{name}_high")
+        interval = "" if low is None or high is None else f"   95 % interval {low:.3f} to {high:.3f}"
+        lines.append(f"  {name:20} {value:.3f}{interval}")
+    return "\n".join(lines)

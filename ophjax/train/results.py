@@ -1,0 +1,105 @@
+"""What a run leaves when training is over: scores of the test split, predictions.csv and samples.npz."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ophjax.data.sources import Dataset
+from ophjax.errors import InputError
+from ophjax.keys import at
+from ophjax.train import mesh as meshes
+from ophjax.train.evaluate import gather
+from ophjax.train.logs import EventLog
+from ophjax.train.loop import Config, Fitted, eval_split, require
+from ophjax.types import Method
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file so that it is there whole or not at all.
+
+    Raises:
+      InputError: the disk is full or the folder cannot be written; the file as it was before stays.
+    """
+    scratch = path.with_name(path.name + ".part")
+    try:
+        scratch.write_bytes(content)
+        os.replace(scratch, path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise InputError(
+            f"{path} could not be written: {error.strerror or error}. What was saved before is whole: make room or "
+            "mend the folder's permissions, then run the same command with --resume."
+        ) from error
+
+
+def conclude(method: Method, data: Dataset, config: Config, folder: Path, fitted: Fitted) -> dict[str, float]:
+    """Scores the test split and writes predictions.csv, samples.npz and the last events of metrics.jsonl."""
+    key = at(jax.random.key(config.seed), "test")
+    batches = eval_split(data, "test", config, fitted.mesh)
+    gathered = gather(fitted.forward, key, fitted.state, batches, fitted.mesh)
+    scores = method.scores(gathered)
+    samples = draw_samples(data, config, fitted, key)
+    if jax.process_index() == 0:
+        write_whole(folder / "predictions.csv", predictions_table(gathered, require(data, "test").names).encode())
+        stream = io.BytesIO()
+        np.savez_compressed(stream, **samples)
+        write_whole(folder / "samples.npz", stream.getvalue())
+        log = EventLog(folder / "metrics.jsonl")
+        step = int(jax.device_get(fitted.state.step))
+        log.write("test", split="test", step=step, scores=scores)
+        log.write("finish", step=step)
+        log.close()
+    return scores
+
+
+def predictions_table(gathered: Mapping[str, np.ndarray], names: list[str]) -> str:
+    """Makes the CSV of one row per test example: name, label, probability, predicted class, overlaps."""
+    probs, labels = gathered["probs"], gathered["label"]
+    columns: dict[str, Any] = {"name": [names[i] for i in gathered["index"]], "label": labels.tolist()}
+    if probs.shape[1] == 2:
+        columns["prob"] = [f"{p:.6f}" for p in probs[:, 1]]
+        columns["predicted"] = (probs[:, 1] >= 0.5).astype(int).tolist()
+    else:
+        columns |= {f"prob_{k}": [f"{p:.6f}" for p in probs[:, k]] for k in range(probs.shape[1])}
+        columns["predicted"] = probs.argmax(1).tolist()
+    columns |= {name: [f"{v:.4f}" for v in gathered[name]] for name in sorted(gathered) if name.startswith("dice_")}
+    stream = io.StringIO()
+    table = csv.writer(stream, lineterminator="\n")
+    table.writerow(columns)
+    table.writerows(zip(*columns.values(), strict=True))
+    return stream.getvalue()
+
+
+def draw_samples(data: Dataset, config: Config, fitted: Fitted, key: jax.Array) -> dict[str, np.ndarray]:
+    """Takes the first test batch with its maps (masks, attention), for the report's pictures."""
+    batch = next(iter(eval_split(data, "test", config, fitted.mesh)))
+    placed = meshes.place(batch, fitted.mesh)
+    rows, maps = fitted.forward(key, fitted.state, placed)
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        placed, maps = multihost_utils.process_allgather((placed, maps), tiled=True)
+    found = {name: np.asarray(value) for name, value in (dict(placed) | dict(rows) | dict(maps)).items()}
+    real = found["weight"] > 0
+    samples = {"image": found["image"], "mask": found["mask"], "label": found["label"], "index": found["index"]}
+    samples |= {name: found[name] for name in ("probs", "mask_probs", "attention") if name in found}
+    if "attention" in samples:
+        samples["attention"] = samples["attention"].astype(np.float16)
+    if "mask_probs" in samples:
+        samples["mask_probs"] = samples["mask_probs"].astype(np.float16)
+    kept = {name: value[real] for name, value in samples.items()}
+    if "attention" in kept:
+        maps_count = kept["attention"].shape[1]
+        kept["attention_names"] = np.array(json.dumps([f"SeA {i + 1}" for i in range(maps_count)]))
+    return kept
+
+

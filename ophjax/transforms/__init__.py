@@ -1,0 +1,1 @@
+"""Composable transforms: pure functions that change how a step, a gradient or a parameter tree is made."""

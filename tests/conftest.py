@@ -1,0 +1,26 @@
+"""Strict settings for every test: eight virtual CPU devices, no silent broadcasting, no key used twice."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_key_reuse", True)
+jax.config.update(
+    "jax_compilation_cache_dir",
+    os.environ.get("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "ophjax-tests")),
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data sets named by OPHJAX_DATA; tests that need it are skipped where it is not set."""
+    folder = os.environ.get("OPHJAX_DATA")
+    if not folder:
+        pytest.skip("OPHJAX_DATA is not set: give it the folder that holds drishti_gs1, ph2, ddti_cropped, shenzhen_cxr")
+    return Path(folder)

@@ -1,0 +1,287 @@
+import json
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from ophjax.data.pipeline import eval_batches, train_batches
+from ophjax.data.sources import Arrays, Cached, Subset
+from ophjax.errors import InputError
+
+
+def numbers(count, **extra):
+    """A source whose example i has an image filled with i and label i % 3."""
+    arrays = {
+        "image": np.arange(count, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8),
+        "mask": np.zeros((count, 4, 4, 1), np.uint8),
+        "label": np.arange(count, dtype=np.int32) % 3,
+        **extra,
+    }
+    return Arrays([f"n{i}" for i in range(count)], arrays)
+
+
+def take(batches, count):
+    return [next(batches) for _ in range(count)]
+
+
+def indices(batches):
+    return [batch["index"].tolist() for batch in batches]
+
+
+def flat(batches):
+    return np.concatenate([batch["index"] for batch in batches]).tolist()
+
+
+def equal(first, second):
+    assert first.keys() == second.keys()
+    for key in first:
+        np.testing.assert_array_equal(first[key], second[key])
+
+
+def test_batch_contents():
+    batches = train_batches(numbers(10), batch_size=4, seed=0)
+    batch = next(batches)
+    batches.close()
+    shapes = {key: (array.shape, array.dtype.name) for key, array in batch.items()}
+    assert shapes == {
+        "image": ((4, 4, 4, 3), "uint8"),
+        "mask": ((4, 4, 4, 1), "uint8"),
+        "label": ((4,), "int32"),
+        "weight": ((4,), "float32"),
+        "mask_weight": ((4,), "float32"),
+        "index": ((4,), "int32"),
+    }
+    np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["index"])
+    np.testing.assert_array_equal(batch["label"], batch["index"] % 3)
+    assert (batch["weight"] == 1).all() and (batch["mask_weight"] == 1).all()
+
+
+def test_mask_weight_of_the_source_is_kept():
+    known = np.array([0, 1, 0, 1, 1], np.float32)
+    for batches in (
+        train_batches(numbers(5, mask_weight=known), batch_size=5, seed=0),
+        eval_batches(numbers(5, mask_weight=known), batch_size=5),
+    ):
+        batch = next(batches)
+        np.testing.assert_array_equal(batch["mask_weight"], known[batch["index"]])
+        batches.close()
+
+
+def test_every_epoch_holds_everything_in_a_new_order():
+    batches = train_batches(numbers(12), batch_size=4, seed=3)
+    epochs = [flat(take(batches, 3)) for _ in range(4)]
+    batches.close()
+    assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_batches_run_over_the_end_of_an_epoch():
+    batches = train_batches(numbers(5), batch_size=8, seed=0)
+    seen = flat(take(batches, 5))  # 40 places: each of 5 examples in each of 8 epochs
+    batches.close()
+    assert np.bincount(seen).tolist() == [8] * 5
+
+
+def test_seed_decides():
+    def first(seed):
+        batches = train_batches(numbers(30), batch_size=10, seed=seed)
+        order = indices(take(batches, 3))
+        batches.close()
+        return order
+
+    assert first(1) == first(1) != first(2)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_share_the_batches_of_one(count):
+    source = numbers(17)
+    whole = train_batches(source, batch_size=4 * count, seed=5)
+    slices = [train_batches(source, batch_size=4, seed=5, process=(i, count)) for i in range(count)]
+    for _ in range(12):  # almost three epochs, whose ends fall inside batches
+        parts = flat(next(part) for part in slices)
+        assert sorted(parts) == sorted(next(whole)["index"].tolist())
+    for batches in (whole, *slices):
+        batches.close()
+
+
+def test_resume_is_exact_at_every_position():
+    def fresh():
+        return train_batches(numbers(11), batch_size=3, seed=7, process=(1, 2))
+
+    batches = fresh()
+    states, stream = [], []
+    for _ in range(9):
+        states.append(json.dumps(batches.get_state()))
+        stream.append(next(batches))
+    batches.close()
+    for position, state in enumerate(states):
+        resumed = fresh()
+        resumed.set_state(json.loads(state))
+        for expected in stream[position:]:
+            equal(next(resumed), expected)
+        resumed.set_state(json.loads(states[0]))  # backwards, on an iterator that has run
+        equal(next(resumed), stream[0])
+        resumed.close()
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 16])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_evaluation_sees_each_example_once(size, count):
+    source = numbers(size)
+    runs = [list(eval_batches(source, batch_size=4, process=(i, count))) for i in range(count)]
+    assert len({len(run) for run in runs}) == 1
+    assert len(runs[0]) == -(-size // (4 * count))
+    rows = [row for run in runs for batch in run for row in zip(batch["index"], batch["weight"], strict=True)]
+    assert sorted(index for index, weight in rows if weight == 1) == list(range(size))
+    assert all((index == -1) == (weight == 0) for index, weight in rows)
+    for run in runs:
+        for batch in run:
+            assert batch["image"].shape == (4, 4, 4, 3)
+            padding = batch["weight"] == 0
+            assert not batch["mask_weight"][padding].any() and not batch["image"][padding].any()
+
+
+def test_evaluation_keeps_the_order():
+    assert indices(eval_batches(numbers(6), batch_size=4)) == [[0, 1, 2, 3], [4, 5, -1, -1]]
+
+
+@pytest.mark.parametrize("make", [eval_batches, lambda *a, **k: train_batches(*a, seed=0, **k)])
+def test_errors_of_the_source_arrive(make):
+    class Broken(Arrays):
+        def __getitem__(self, index):
+            raise InputError("picture 3 cannot be decoded")
+
+    broken = Broken(["a", "b"], {})
+    batches = make(broken, batch_size=2)
+    with pytest.raises(InputError, match="picture 3 cannot be decoded"):
+        next(batches)
+    batches.close()
+
+
+def test_mistakes():
+    with pytest.raises(InputError, match="split is empty"):
+        train_batches(numbers(0), batch_size=2, seed=0)
+    with pytest.raises(InputError, match="split is empty"):
+        eval_batches(numbers(0), batch_size=2)
+    with pytest.raises(InputError, match="batch size is 0"):
+        eval_batches(numbers(3), batch_size=0)
+    for seed in (-1, 1 << 32):
+        with pytest.raises(InputError, match="The seed is"):
+            train_batches(numbers(3), batch_size=2, seed=seed)
+    with pytest.raises(ValueError, match="process 2 of 2"):
+        eval_batches(numbers(3), batch_size=2, process=(2, 2))
+
+
+def loaders():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("grain-prefetch")]
+
+
+def settle():
+    # A thread ends a moment after its pool was told to; five seconds is far more than it needs.
+    deadline = time.monotonic() + 5
+    while loaders() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return loaders()
+
+
+def test_close_ends_the_threads():
+    assert not settle()
+    batches = train_batches(numbers(8), batch_size=2, seed=0, threads=3)
+    next(batches)
+    assert loaders()
+    batches.close()
+    assert not settle()
+    for _ in eval_batches(numbers(8), batch_size=2, threads=3):
+        pass
+    assert not settle()  # run to its end and dropped: nobody needs to close it
+
+
+def test_little_is_read_ahead():
+    """The buffer is bounded: whole data sets must not pile up in memory."""
+    read = []
+
+    class Counting(Arrays):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    source = Counting([str(i) for i in range(100)], {"image": np.zeros((100, 2, 2, 3), np.uint8)})
+    batches = train_batches(source, batch_size=2, seed=0, threads=2)
+    next(batches)
+    time.sleep(0.2)
+    batches.close()
+    assert len(read) <= 2 * (1 + 2 + 2)  # the batch taken, and the buffer of threads + 2
+
+
+def test_exit_without_close_is_quiet():
+    script = (
+        "import warnings; warnings.simplefilter('error')\n"
+        "import numpy as np\n"
+        "from ophjax.data.pipeline import train_batches\n"
+        "from ophjax.data.sources import Arrays\n"
+        "source = Arrays(list('abc'), {'image': np.zeros((3, 2, 2, 3), np.uint8)})\n"
+        "batches = train_batches(source, batch_size=2, seed=0)\n"
+        "next(batches)\n"
+    )
+    # 60 s: an exit that hangs on a thread would never end.
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
+
+
+# Sources ------------------------------------------------------------------------
+
+
+class Counted(Arrays):
+    """Counts how often each example is read."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.reads = np.zeros(len(self), int)
+
+    def __getitem__(self, index):
+        self.reads[index] += 1
+        return super().__getitem__(index)
+
+
+def counted(count):
+    images = np.arange(count * 12, dtype=np.uint8).reshape(count, 2, 2, 3)
+    return Counted([str(i) for i in range(count)], {"image": images})
+
+
+def test_cache_reads_once_within_its_limit():
+    source = counted(10)
+    cached = Cached(source, limit_bytes=4 * 12)
+    for _ in range(3):
+        for i in range(10):
+            np.testing.assert_array_equal(cached[i]["image"], counted(10)[i]["image"])
+    assert source.reads.tolist() == [1] * 4 + [3] * 6
+    assert cached.names == source.names and len(cached) == 10
+
+
+def test_cache_cannot_be_spoilt():
+    cached = Cached(counted(2))
+    first = cached[0]
+    first["more"] = np.zeros(1)
+    with pytest.raises(ValueError, match="read-only"):
+        first["image"][:] = 0
+    assert set(cached[0]) == {"image"}
+
+
+def test_cache_under_threads():
+    cached = Cached(counted(20), limit_bytes=10 * 12)
+    for batch in eval_batches(cached, batch_size=4, threads=4):
+        np.testing.assert_array_equal(batch["image"], counted(20)._arrays["image"][batch["index"]])
+
+
+def test_subset():
+    subset = Subset(numbers(10), np.array([7, 2]))
+    assert subset.names == ["n7", "n2"] and len(subset) == 2
+    assert subset[1]["image"][0, 0, 0] == 2
+
+
+def test_arrays_of_unequal_length():
+    with pytest.raises(ValueError, match="2 names, but image has 3 rows"):
+        Arrays(["a", "b"], {"image": np.zeros((3, 2))})
