@@ -13,13 +13,13 @@ PRESETS = ("demo", "paper", "smoke")
 
 DEMO: dict[str, dict[str, Any]] = {
     "seatrans": dict(
-        segmenter_depth=18, segmenter_width=16, decoder_width=16, depth=18, width=16, tokens=8,
+        segmenter_depth=10, segmenter_width=16, decoder_width=16, depth=10, width=16, tokens=8,
         segmenter_lr=2e-3, lr=5e-4, schedule="cosine", segmenter_steps=400, steps=400,
     ),
 }  # fmt: skip
 SMOKE: dict[str, dict[str, Any]] = {
     "seatrans": dict(
-        segmenter_depth=18, segmenter_width=8, decoder_width=4, depth=18, width=8, tokens=4,
+        segmenter_depth=10, segmenter_width=8, decoder_width=4, depth=10, width=8, tokens=4,
         segmenter_lr=3e-3, lr=1e-3, segmenter_steps=4, steps=4,
     ),
 }  # fmt: skip

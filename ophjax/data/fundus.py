@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ophjax.data import vessels
+
 # Contours are tables of radius over ANGLES equal steps of angle, read by linear interpolation.
 ANGLES = 256
 TURN = 2.0 * math.pi
@@ -23,13 +25,13 @@ _RETINA = (0.70, 0.285, 0.115)
 _CHOROID = (0.50, 0.165, 0.065)
 _RIM = (0.90, 0.535, 0.265)
 _PALE = (0.985, 0.80, 0.54)
-_SCLERA = (0.90, 0.66, 0.42)
+_CHALK = (0.97, 0.90, 0.80)
 _VEIN = (0.40, 0.085, 0.05)
 _ARTERY = (0.60, 0.16, 0.075)
 # What the cup adds to the colour under it: nearly all of it in blue, where the eye sees least.
-_CUP = (0.0, 0.022, 0.105)
+_CUP = (0.0, 0.035, 0.15)
 # What a nerve-fibre defect takes away: the fibres shine in green and blue.
-_WEDGE = (0.16, 0.34, 0.30)
+_WEDGE = (0.34, 0.56, 0.50)
 
 
 class Camera(NamedTuple):
@@ -46,10 +48,10 @@ class Camera(NamedTuple):
 
 CAMERAS: dict[str, Camera] = {
     "clinic": Camera((1.00, 1.00, 1.00), 0.95, 0.020, 0.16, 0.020, 1.55),
-    "warm": Camera((1.07, 0.86, 0.72), 0.92, 0.030, 0.22, 0.026, 1.45),
-    "cool": Camera((0.84, 0.98, 1.22), 0.90, 0.024, 0.20, 0.024, 1.50),
-    "film": Camera((0.98, 1.02, 0.86), 1.20, 0.040, 0.30, 0.036, 1.40),
-    "handheld": Camera((0.93, 0.84, 0.84), 0.80, 0.052, 0.42, 0.032, 1.16),
+    "warm": Camera((1.05, 0.90, 0.80), 0.94, 0.028, 0.22, 0.024, 1.45),
+    "cool": Camera((0.90, 0.98, 1.16), 0.92, 0.024, 0.20, 0.022, 1.50),
+    "film": Camera((0.99, 1.00, 0.90), 1.12, 0.036, 0.28, 0.032, 1.40),
+    "handheld": Camera((0.97, 0.92, 0.90), 0.88, 0.042, 0.38, 0.028, 1.16),
 }
 
 
@@ -168,9 +170,9 @@ def height(contour: np.ndarray) -> float:
     return float(y.max() - y.min())
 
 
-def wave(rng: np.random.Generator, amplitude: float, first: int = 2, last: int = 5) -> np.ndarray:
+def wave(rng: np.random.Generator, amplitude: float) -> np.ndarray:
     """Draws a smooth closed ripple over angles with zero mean: float32 [ANGLES], rms about ``amplitude``."""
-    order = np.arange(first, last + 1)
+    order = np.arange(2, 6)
     size, phase = rng.normal(0, 1, order.size) / order, rng.uniform(0, TURN, order.size)
     ripple = (size[:, None] * np.cos(order[:, None] * THETA + phase[:, None])).sum(0)
     return (amplitude * ripple / math.sqrt(0.5 * (1.0 / order**2).sum())).astype(np.float32)
@@ -220,14 +222,16 @@ def _wedge_cover(grid: Grid, beyond: np.ndarray, wedge: Wedge, soft: float) -> n
     return wedge.strength * fan * _step(beyond - wedge.gap, soft + 0.02) * np.exp(-0.55 * np.maximum(beyond, 0))
 
 
-def draw_picture(scene: Scene, vessels: tuple[np.ndarray, np.ndarray], grid: Grid, texture: np.random.Generator,
-                 noise: np.random.Generator) -> np.ndarray:
+def draw_picture(
+    scene: Scene, size: int, grown: np.random.Generator, texture: np.random.Generator, noise: np.random.Generator
+) -> np.ndarray:
     """Draws a scene: uint8 [size, size, 3].
 
-    ``vessels`` are the signed distances to arteries and veins that ``vessels.trace`` gives; ``texture`` gives
-    the patterns that are the same at each size, ``noise`` the sensor's noise, independent for each pixel.
+    The generators give the vessels (``grown``) and the patterns (``texture``), which are the same at each size,
+    and the sensor's ``noise``, independent for each pixel.
     """
-    camera, size = CAMERAS[scene.camera], grid.x.shape[0]
+    grid, camera = lay_grid(scene.centre, size), CAMERAS[scene.camera]
+    # Edges are drawn as soft as the camera blurs them, but never sharper than a pixel.
     soft = max(camera.blur, 1.0 / size)
     disc, cup = grid.read(scene.disc), grid.read(scene.cup)
     beyond = grid.radius - disc
@@ -238,11 +242,12 @@ def draw_picture(scene: Scene, vessels: tuple[np.ndarray, np.ndarray], grid: Gri
     stripes = _weights(ANGLES, 96) @ texture.normal(0, 0.3, 97).astype(np.float32)
     picture = np.empty((3, size, size), np.float32)
     picture[:] = np.array(_RETINA, np.float32)[:, None, None]
-    dark = np.clip(scene.pigment * (0.45 + 0.35 * coarse + 0.55 * np.abs(middle)), 0, 0.9)
+    dark = np.clip(scene.pigment * (0.45 + 0.35 * coarse + 0.42 * np.abs(middle)), 0, 0.9)
     _lay(picture, _CHOROID, dark)
     shine = np.exp(-1.6 * np.maximum(beyond, 0)) * (0.6 + 0.4 * np.abs(np.sin(grid.theta)))
     picture *= 1 + np.array((0.05, 0.16, 0.12), np.float32)[:, None, None] * (
-        shine * (1 + grid.read(stripes)) + 0.25 * coarse)
+        shine * (1 + grid.read(stripes)) + 0.25 * coarse
+    )
     fovea = (grid.x - (scene.centre[0] + 1.45 * scene.temporal)) ** 2 + (grid.y - scene.centre[1] - 0.12) ** 2
     picture *= 1 - np.array((0.22, 0.30, 0.25), np.float32)[:, None, None] * np.exp(-fovea * 4.0)
 
@@ -258,10 +263,10 @@ def draw_picture(scene: Scene, vessels: tuple[np.ndarray, np.ndarray], grid: Gri
     for mark in scene.crescents:
         apart = grid.turn(mark.angle) / mark.half_width
         edge = mark.thickness * np.sqrt(np.maximum(1 - apart * apart, 0)) * (1 + 0.25 * middle)
-        _lay(picture, _SCLERA, mark.strength * _step(edge - beyond, soft + 0.02) * (edge > 0))
+        _lay(picture, _CHALK, mark.strength * _step(edge - beyond, soft + 0.02) * (edge > 0))
     for spot in scene.spots:
         apart = np.sqrt((grid.x - spot.x) ** 2 + (grid.y - spot.y) ** 2)
-        _lay(picture, _SCLERA, spot.strength * _step(spot.radius * (1 + 0.2 * middle) - apart, soft + 0.03))
+        _lay(picture, _CHALK, spot.strength * _step(spot.radius * (1 + 0.2 * middle) - apart, soft + 0.03))
 
     # Disc: rim, then the pale disc, then the faint cup, then pale sectors of rim or cup.
     _lay(picture, _RIM, in_disc)
@@ -272,9 +277,10 @@ def draw_picture(scene: Scene, vessels: tuple[np.ndarray, np.ndarray], grid: Gri
     for sector in scene.sectors:
         where = in_cup if sector.inside else in_disc * (1 - in_cup)
         side = _step(sector.half_width - np.abs(grid.turn(sector.angle)), 0.12)
-        _lay(picture, _PALE, sector.strength * where * side)
+        _lay(picture, _CHALK, sector.strength * where * side)
 
-    arteries, veins = vessels
+    generations = vessels.grow_vessels(grown, scene.temporal, float(scene.disc.mean()))
+    arteries, veins = vessels.trace(generations, scene.centre, scene.cup, bend=scene.bend, size=size, margin=soft)
     deep = 1 - 0.45 * in_cup
     _lay(picture, _VEIN, 0.92 * deep * _step(-veins, soft))
     _lay(picture, _ARTERY, 0.80 * deep * _step(-arteries, soft))
@@ -282,8 +288,9 @@ def draw_picture(scene: Scene, vessels: tuple[np.ndarray, np.ndarray], grid: Gri
     return _photograph(scene, camera, picture, grid, noise)
 
 
-def _photograph(scene: Scene, camera: Camera, picture: np.ndarray, grid: Grid,
-                noise: np.random.Generator) -> np.ndarray:
+def _photograph(
+    scene: Scene, camera: Camera, picture: np.ndarray, grid: Grid, noise: np.random.Generator
+) -> np.ndarray:
     """Passes light [3, size, size] through a camera: uint8 [size, size, 3]."""
     angle, strength = scene.light
     x, y, radius = scene.field

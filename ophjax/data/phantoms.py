@@ -13,7 +13,8 @@ The label is a rule on latent numbers, made so that neither the masks nor the pi
   peripapillary atrophy (outside the disc edge), pale patches on the retina.
 
 Each sign must thus be placed relative to disc and cup. Scenes do not depend on the size of the picture, on the
-camera or on how many examples are asked for. All numbers here are our own decisions.
+camera or on how many examples are asked for. Every example carries its label; training on few labels means
+reading the labels of ``train`` alone. All numbers here are our own decisions.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ophjax.data import fundus, vessels
+from ophjax.data import fundus
 from ophjax.data.sources import Dataset
 from ophjax.errors import InputError, unknown
 
-LOW, HIGH = 0.50, 0.70
+LOW, HIGH = 0.50, 0.69
 
 # Rater r plays ROLES[r % 4] in every example.
 ROLES = ("competent", "over-segmenting", "decoy-following", "noisy")
@@ -51,7 +52,7 @@ class Config:
     masks: int = 260
     """Training pictures with masks, for the segmentation net."""
     labelled: int = 120
-    """Training pictures with a label, for the diagnosis net; they are the first of the same pool."""
+    """Training pictures with a label, for the diagnosis net: the first of the same pool, which grows at need."""
     val: int = 100
     """Validation pictures."""
     test: int = 400
@@ -63,7 +64,17 @@ class Config:
 
 
 class Findings(NamedTuple):
-    """What the label is made of, and the decoys."""
+    """What the label is made of, and the decoys.
+
+    Attributes:
+      label: 1 for glaucoma.
+      cdr: height of the cup over height of the disc, notch included.
+      defect: a notch with its wedge.
+      rim_pallor: a pale sector of the rim.
+      lone_notch, lone_wedge, floating_wedge, shadow: decoys of a defect.
+      cup_pallor, atrophy, patch: decoys of rim pallor.
+      pale_ratio: height of the pale disc over height of the disc, a decoy of ``cdr``.
+    """
 
     label: int
     cdr: float
@@ -76,6 +87,7 @@ class Findings(NamedTuple):
     atrophy: bool
     patch: bool
     shadow: bool
+    pale_ratio: float
 
 
 def diagnose(cdr: float, defect: bool, rim_pallor: bool) -> int:
@@ -100,15 +112,15 @@ def draw_scene(seed: int, index: int, cameras: tuple[str, ...]) -> tuple[fundus.
     """Draws the latent numbers of one example."""
     rng = _stream(seed, index, "scene")
     temporal = 1 if rng.random() < 0.5 else -1
-    below = bool(rng.random() < 0.6)
+    below = bool(rng.random() < 0.5)
 
     # Signs and decoys first: each is drawn on its own, so that no decoy tells about the label.
     defect = bool(rng.random() < 0.25)
     rim_pallor = bool(rng.random() < 0.22)
-    lone_notch = bool(rng.random() < 0.35) and not defect
+    lone_notch = bool(rng.random() < 0.28) and not defect
     stray = rng.random()
-    lone_wedge, floating_wedge = bool(stray < 0.25), bool(0.25 <= stray < 0.55)
-    cup_pallor, atrophy, patch, shadow = (bool(rng.random() < p) for p in (0.3, 0.35, 0.4, 0.4))
+    lone_wedge, floating_wedge = bool(stray < 0.15), bool(0.15 <= stray < 0.32)
+    cup_pallor, atrophy, patch, shadow = (bool(rng.random() < p) for p in (0.2, 0.25, 0.25, 0.25))
 
     # Contours about the disc's centre: an ellipse higher than wide, with a ripple.
     centre = (float(-0.08 * temporal + rng.uniform(-0.09, 0.09)), float(rng.uniform(-0.09, 0.09)))
@@ -117,31 +129,38 @@ def draw_scene(seed: int, index: int, cameras: tuple[str, ...]) -> tuple[fundus.
     disc = np.float32(radius) * (1 - np.float32(tall) * double) * (1 + fundus.wave(rng, 0.010))
     ratio = rng.uniform(0.37, 0.755)
     shift = np.cos(fundus.THETA - rng.normal(0, 0.8) - (0 if temporal > 0 else math.pi)).astype(np.float32)
-    cup = disc * np.float32(ratio) * (1 + fundus.wave(rng, 0.025)) * (1 + np.float32(rng.uniform(0, 0.10)) * shift)
+    cup = disc * np.float32(ratio) * (1 + fundus.wave(rng, 0.025))
+    cup = cup * (1 + np.float32(rng.uniform(0, 0.10)) * shift)
     notch_angle = _arcuate(rng, temporal, below)
     if defect or lone_notch:
-        cup = cup + np.float32(rng.uniform(0.55, 0.8)) * (disc - cup) * fundus.bump(notch_angle, rng.uniform(0.2, 0.26))
+        depth = np.float32(rng.uniform(0.55, 0.8))
+        cup = cup + depth * (disc - cup) * fundus.bump(notch_angle, rng.uniform(0.2, 0.26))
     cup = np.minimum(cup, 0.95 * disc)
     cdr = fundus.height(cup) / fundus.height(disc)
 
     wedges = []
     if defect:
         wedges.append(_wedge(rng, notch_angle + rng.normal(0, 0.04), 0.0))
-    # A lone rooted wedge never meets a notch: it lies in the other arc.
-    stray_angle = _arcuate(rng, temporal, not below)
-    stray_wedge = _wedge(rng, stray_angle, float(rng.uniform(0.2, 0.3)) if floating_wedge else 0.0)
+    # A lone rooted wedge never meets a notch: it lies in the other arc. A floating one may point at a lone notch.
+    other_arc = _arcuate(rng, temporal, not below)
+    stray_angle = notch_angle if floating_wedge and lone_notch else other_arc
+    stray_wedge = _wedge(rng, stray_angle, float(rng.uniform(0.24, 0.34)) if floating_wedge else 0.0)
     if lone_wedge or floating_wedge:
         wedges.append(stray_wedge)
     around = rng.uniform(0, fundus.TURN)
     apart = around + rng.uniform(2.0, 4.2)
     sectors = []
     if rim_pallor:
-        sectors.append(fundus.Sector(around, rng.uniform(0.45, 0.65), False, rng.uniform(0.55, 0.75)))
+        sectors.append(fundus.Sector(around, rng.uniform(0.6, 0.9), False, rng.uniform(0.75, 0.95)))
     if cup_pallor:
-        sectors.append(fundus.Sector(apart, rng.uniform(0.45, 0.65), True, rng.uniform(0.55, 0.75)))
+        sectors.append(fundus.Sector(apart, rng.uniform(0.6, 0.9), True, rng.uniform(0.75, 0.95)))
     spot_angle, spot_far = rng.uniform(0, fundus.TURN), radius + rng.uniform(0.2, 0.4)
-    spot = fundus.Spot(centre[0] + spot_far * math.cos(spot_angle), centre[1] + spot_far * math.sin(spot_angle),
-                       rng.uniform(0.08, 0.14), rng.uniform(0.4, 0.65))
+    spot = fundus.Spot(
+        centre[0] + spot_far * math.cos(spot_angle),
+        centre[1] + spot_far * math.sin(spot_angle),
+        rng.uniform(0.08, 0.14),
+        rng.uniform(0.4, 0.65),
+    )
     side = (0.0 if temporal > 0 else math.pi) + rng.normal(0, 0.5)
     crescent = fundus.Crescent(side, rng.uniform(0.8, 1.4), rng.uniform(0.07, 0.15), rng.uniform(0.4, 0.7))
     shadow_angle = _arcuate(rng, temporal, bool(rng.random() < 0.5)) + rng.normal(0, 0.3)
@@ -153,20 +172,44 @@ def draw_scene(seed: int, index: int, cameras: tuple[str, ...]) -> tuple[fundus.
     camera = cameras[int(view.random() * len(cameras))]
     field = (*view.normal(0, 0.06, 2), fundus.CAMERAS[camera].field * view.uniform(0.95, 1.08))
     scene = fundus.Scene(
-        temporal=temporal, centre=centre, disc=disc, cup=cup, pallor=pallor, wedges=tuple(wedges),
-        sectors=tuple(sectors), spots=(spot,) if patch else (), crescents=(crescent,) if atrophy else (),
-        shadows=(shadow_angle,) if shadow else (), bend=rng.uniform(0.18, 0.4) * temporal,
-        pigment=rng.uniform(0.15, 1.0), light=(view.uniform(0, fundus.TURN), view.uniform(0.0, 0.16)),
-        field=field, exposure=view.uniform(0.9, 1.06), camera=camera)
-    findings = Findings(diagnose(cdr, defect, rim_pallor), cdr, defect, rim_pallor, lone_notch,
-                        lone_wedge, floating_wedge, cup_pallor, atrophy, patch, shadow)
+        temporal=temporal,
+        centre=centre,
+        disc=disc,
+        cup=cup,
+        pallor=pallor,
+        wedges=tuple(wedges),
+        sectors=tuple(sectors),
+        spots=(spot,) if patch else (),
+        crescents=(crescent,) if atrophy else (),
+        shadows=(shadow_angle,) if shadow else (),
+        bend=rng.uniform(0.18, 0.4) * temporal,
+        pigment=rng.uniform(0.15, 1.0),
+        light=(view.uniform(0, fundus.TURN), view.uniform(0.0, 0.16)),
+        field=field,
+        exposure=view.uniform(0.9, 1.06),
+        camera=camera,
+    )
+    findings = Findings(
+        diagnose(cdr, defect, rim_pallor),
+        cdr,
+        defect,
+        rim_pallor,
+        lone_notch,
+        lone_wedge,
+        floating_wedge,
+        cup_pallor,
+        atrophy,
+        patch,
+        shadow,
+        2 * pale / fundus.height(disc),
+    )
     return scene, findings
 
 
 def _wedge(rng: np.random.Generator, angle: float, gap: float) -> fundus.Wedge:
     """Draws the rest of a wedge; all kinds look alike but for where they start."""
     curl = -math.copysign(rng.uniform(0.1, 0.45), math.sin(angle)) * math.copysign(1, math.cos(angle))
-    return fundus.Wedge(angle, rng.uniform(0.17, 0.25), gap, rng.uniform(0.75, 1.0), curl)
+    return fundus.Wedge(angle, rng.uniform(0.22, 0.32), gap, rng.uniform(0.75, 1.0), curl)
 
 
 def rate(rng: np.random.Generator, role: str, scene: fundus.Scene) -> tuple[np.ndarray, np.ndarray]:
@@ -191,6 +234,12 @@ def _circle(scene: fundus.Scene) -> np.ndarray:
     x, y = scene.pallor.x - scene.centre[0], scene.pallor.y - scene.centre[1]
     along = x * np.cos(fundus.THETA) + y * np.sin(fundus.THETA)
     return (along + np.sqrt(along**2 + scene.pallor.radius**2 - x * x - y * y)).astype(np.float32)
+
+
+def draw_image(scene: fundus.Scene, seed: int, index: int, size: int) -> np.ndarray:
+    """Draws the picture of an example's scene, or of a changed one with the same vessels, texture and noise."""
+    grown, texture, noise = (_stream(seed, index, name) for name in ("vessels", "texture", "noise"))
+    return fundus.draw_picture(scene, size, grown, texture, noise)
 
 
 class Phantoms:
@@ -220,33 +269,43 @@ class Phantoms:
         index, config = self._index(i), self.config
         scene, findings = draw_scene(config.seed, index, config.cameras)
         grid = fundus.lay_grid(scene.centre, config.size)
-        radius = float(scene.disc.mean())
-        grown = vessels.grow_vessels(_stream(config.seed, index, "vessels"), scene.temporal, radius)
-        soft = max(fundus.CAMERAS[scene.camera].blur, 1.0 / config.size)
-        lines = vessels.trace(grown, scene.centre, scene.cup, scene.bend, config.size, soft)
-        image = fundus.draw_picture(scene, lines, grid, _stream(config.seed, index, "texture"),
-                                    _stream(config.seed, index, "noise"))
-        example = {"image": image, "mask": fundus.draw_mask(grid, scene.disc, scene.cup),
-                   "label": np.asarray(findings.label, np.int32)}
+        example = {
+            "image": draw_image(scene, config.seed, index, config.size),
+            "mask": fundus.draw_mask(grid, scene.disc, scene.cup),
+            "label": np.asarray(findings.label, np.int32),
+        }
         if config.raters:
-            example["raters"] = np.stack([
-                fundus.draw_mask(grid, *rate(_stream(config.seed, index, "rater", r), ROLES[r % len(ROLES)], scene))
-                for r in range(config.raters)])
+            contours = [
+                rate(_stream(config.seed, index, "rater", r), ROLES[r % len(ROLES)], scene)
+                for r in range(config.raters)
+            ]
+            example["raters"] = np.stack([fundus.draw_mask(grid, disc, cup) for disc, cup in contours])
         return example
 
 
 def make(config: Config) -> Dataset:
-    """Makes the splits: ``masks`` and ``train`` begin at the same example; ``val`` and ``test`` share none with them."""
+    """Makes the splits: ``masks`` and ``train`` begin at the same example, ``val`` and ``test`` lie apart."""
     if config.size < 32:
-        raise InputError(f"Phantoms of size {config.size} were asked for; disc and cup need at least 32 pixels. "
-                         "Set --data.size to 32 or more, e.g. 64.")
-    for name, value in (("masks", config.masks), ("labelled", config.labelled), ("val", config.val),
-                        ("test", config.test)):
+        raise InputError(
+            f"Phantoms of size {config.size} were asked for; disc and cup need at least 32 pixels. "
+            "Set --data.size to 32 or more, e.g. 64."
+        )
+    for name, value in (
+        ("masks", config.masks),
+        ("labelled", config.labelled),
+        ("val", config.val),
+        ("test", config.test),
+    ):
         if not 1 <= value <= _ROOM:
-            raise InputError(f"{value} phantoms were asked for with --data.{name}; each split holds 1 to {_ROOM}.")
+            raise InputError(
+                f"{value} phantoms were asked for with --data.{name}; a split holds 1 to {_ROOM}. "
+                f"Set --data.{name} within that range."
+            )
     if config.seed < 0 or config.raters < 0:
-        raise InputError(f"The phantoms' seed is {config.seed} and their number of raters {config.raters}; neither "
-                         "may be negative. Set --data.seed and --data.raters to 0 or more.")
+        raise InputError(
+            f"The phantoms' seed is {config.seed} and their number of raters {config.raters}; neither "
+            "may be negative. Set --data.seed and --data.raters to 0 or more."
+        )
     if not config.cameras:
         raise InputError(f"No camera was given for the phantoms. Name one or more of: {', '.join(fundus.CAMERAS)}.")
     for camera in config.cameras:
@@ -254,7 +313,10 @@ def make(config: Config) -> Dataset:
             raise unknown("camera", camera, tuple(fundus.CAMERAS))
     counts = {"masks": config.masks, "train": config.labelled, "val": config.val, "test": config.test}
     return Dataset(
-        name="phantoms", regions=("disc", "cup"), classes=("healthy", "glaucoma"),
+        name="phantoms",
+        regions=("disc", "cup"),
+        classes=("healthy", "glaucoma"),
         splits={split: Phantoms(config, _FIRST[split], count) for split, count in counts.items()},
-        note=f"Drawn from seed {config.seed}: masks and train are prefixes of one range of indices, val and test come "
-             "from ranges of their own.")
+        note=f"Drawn from seed {config.seed}: masks and train are prefixes of one range of indices, val and test "
+        "come from ranges of their own.",
+    )

@@ -1,4 +1,7 @@
-"""Grows retinal vessels as curves and measures each pixel's distance to them."""
+"""Grows retinal vessels as curves and measures each pixel's distance to them.
+
+Lengths and angles as in ``fundus``: half image sides about the disc's centre, radians, y down.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ _FAR = np.float32(9.0)
 
 
 class Curves(NamedTuple):
-    """Curves as knots: places and half widths float32 [n, knots] in half image sides, headings in radians."""
+    """Curves as knots: places, headings and half widths [n, knots]."""
 
     x: np.ndarray
     y: np.ndarray
@@ -25,8 +28,16 @@ class Curves(NamedTuple):
         return tuple(values[curve, knot] for values in self)
 
 
-def _grow(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, heading: np.ndarray, turn: np.ndarray,
-          length: np.ndarray, half_width: np.ndarray, knots: int) -> Curves:
+def _grow(
+    rng: np.random.Generator,
+    x: np.ndarray,
+    y: np.ndarray,
+    heading: np.ndarray,
+    turn: np.ndarray,
+    length: np.ndarray,
+    half_width: np.ndarray,
+    knots: int,
+) -> Curves:
     """Grows curves from their starts: each turns steadily, sways a little and tapers."""
     count = len(x)
     sway = rng.normal(0, 0.16, (2, count, 1))
@@ -40,8 +51,9 @@ def _grow(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, heading: np.nd
     return Curves(x[:, None] + along_x, y[:, None] + along_y, course, half_width[:, None] * (1 - 0.45 * t))
 
 
-def _branch(rng: np.random.Generator, parents: Curves, each: int, length: tuple[float, float],
-            knots: int) -> tuple[Curves, np.ndarray]:
+def _branch(
+    rng: np.random.Generator, parents: Curves, each: int, length: tuple[float, float], knots: int
+) -> tuple[Curves, np.ndarray]:
     """Grows ``each`` branches from every parent, on alternate sides; also returns each branch's parent."""
     owner = np.repeat(np.arange(len(parents.x)), each)
     last = parents.x.shape[1]
@@ -71,9 +83,8 @@ def grow_vessels(rng: np.random.Generator, temporal: int, radius: float) -> list
     trunks = _grow(rng, x, y, heading, turn, length, half_width, _KNOTS[0])
     branches, owner = _branch(rng, trunks, 3, (0.45, 1.0), _KNOTS[1])
     twigs, parent = _branch(rng, branches, 1, (0.2, 0.5), _KNOTS[2])
-    mirrored = [(c._replace(x=c.x * temporal), a) for c, a in
-                ((trunks, artery), (branches, artery[owner]), (twigs, artery[owner][parent]))]
-    return mirrored
+    generations = ((trunks, artery), (branches, artery[owner]), (twigs, artery[owner][parent]))
+    return [(curves._replace(x=curves.x * temporal), kind) for curves, kind in generations]
 
 
 def bend_vessels(curves: Curves, cup: np.ndarray, bend: float) -> Curves:
@@ -97,29 +108,41 @@ def _stamp(distance: np.ndarray, size: int, curves: Curves, layer: np.ndarray, m
     half_length = np.hypot(half_x, half_y)
     reach = math.ceil(float((half_width[:, 1:] + half_length).max()) + margin * per_pixel)
     seen = np.maximum(np.abs(middle_x - 0.5 * size), np.abs(middle_y - 0.5 * size)) < 0.5 * size + reach
-    layer = np.broadcast_to(layer[:, None], seen.shape)[seen]
-    mean_width = (0.5 * (half_width[:, 1:] + half_width[:, :-1]))[seen].astype(np.float32)
-    middle_x, middle_y, half_length = (v[seen].astype(np.float32) for v in (middle_x, middle_y, half_length))
-    unit_x, unit_y = (v[seen].astype(np.float32) / half_length for v in (half_x, half_y))
+    # One row for each piece of curve in sight: its middle, half its length, its direction, half its width.
+    first = np.broadcast_to(layer[:, None] * size, seen.shape)[seen]
+    middle_width = 0.5 * (half_width[:, 1:] + half_width[:, :-1])
+    column, row, half, unit_x, unit_y, width = (
+        v[seen].astype(np.float32)[:, None]
+        for v in (middle_x, middle_y, half_length, half_x / half_length, half_y / half_length, middle_width)
+    )
 
     around = np.arange(-reach, reach + 1)
-    columns, rows = np.rint(middle_x).astype(np.intp)[:, None] + around, np.rint(middle_y).astype(np.intp)[:, None] + around
-    dx, dy = (columns - middle_x[:, None]).astype(np.float32), (rows - middle_y[:, None]).astype(np.float32)
-    along = (dy * unit_y[:, None])[:, :, None] + (dx * unit_x[:, None])[:, None, :]
-    across = (dy * unit_x[:, None])[:, :, None] - (dx * unit_y[:, None])[:, None, :]
-    past = np.maximum(np.abs(along) - half_length[:, None, None], 0)
-    value = np.sqrt(across * across + past * past) - mean_width[:, None, None]
+    columns, rows = (np.rint(v).astype(np.intp) + around for v in (column, row))
+    dx, dy = (columns - column).astype(np.float32), (rows - row).astype(np.float32)
+    along = (dy * unit_y)[:, :, None] + (dx * unit_x)[:, None, :]
+    across = (dy * unit_x)[:, :, None] - (dx * unit_y)[:, None, :]
+    past = np.maximum(np.abs(along) - half[:, :, None], 0)
+    value = np.sqrt(across * across + past * past) - width[:, :, None]
     # Pixels outside the picture go to a spare cell at the end.
     inside = ((rows >= 0) & (rows < size))[:, :, None] & ((columns >= 0) & (columns < size))[:, None, :]
-    index = np.where(inside, ((layer * size)[:, None] + rows)[:, :, None] * size + columns[:, None, :], 2 * size * size)
+    place = (first[:, None] + rows)[:, :, None] * size + columns[:, None, :]
+    index = np.where(inside, place, 2 * size * size)
     np.minimum.at(distance, index.ravel(), value.ravel())
 
 
-def trace(generations: list[tuple[Curves, np.ndarray]], centre: tuple[float, float], cup: np.ndarray, bend: float,
-          size: int, margin: float) -> tuple[np.ndarray, np.ndarray]:
+def trace(
+    generations: list[tuple[Curves, np.ndarray]],
+    centre: tuple[float, float],
+    cup: np.ndarray,
+    *,
+    bend: float,
+    size: int,
+    margin: float,
+) -> tuple[np.ndarray, np.ndarray]:
     """Measures the signed distance to the edges of arteries and of veins: float32 [size, size] each.
 
-    Negative inside a vessel; exact up to ``margin`` outside and large beyond it.
+    Negative inside a vessel; right up to ``margin`` outside and large beyond it. ``cup`` is the cup's contour
+    and ``bend`` the angle by which vessels turn inside it.
     """
     distance = np.full(2 * size * size + 1, _FAR * size, np.float32)
     for curves, is_artery in generations:

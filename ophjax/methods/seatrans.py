@@ -26,6 +26,7 @@ from ophjax.losses.segmentation import binary_cross_entropy, soft_dice_loss
 from ophjax.metrics import ranking, streaming
 from ophjax.nets.assisted import AssistedResNet
 from ophjax.nets.unet import ResUNet
+from ophjax.transforms.bundling import bundle
 from ophjax.transforms.stepping import begin, descend
 from ophjax.types import Batch, Key, Logs, Method, Outputs, Pairs, Stage, TrainState
 
@@ -50,13 +51,13 @@ class Config:
     control: Literal["none", "features", "labels"] = "none"
     """Negative controls: shuffle the segmentation features, or the training labels, across the batch."""
 
-    segmenter_depth: Literal[18, 34, 50, 101] = 34
+    segmenter_depth: Literal[10, 18, 34, 50, 101] = 34
     """Layers of the segmenter's ResNet encoder."""
     segmenter_width: int = 64
     """Channels of the segmenter's first stage."""
     decoder_width: int = 128
     """Channels of each half of a decoder block; its output has twice as many."""
-    depth: Literal[18, 34, 50, 101] = 34
+    depth: Literal[10, 18, 34, 50, 101] = 34
     """Layers of the diagnosis ResNet."""
     width: int = 64
     """Channels of the diagnosis ResNet's first stage."""
@@ -178,7 +179,7 @@ def make(config: Config) -> Method:
     trained = ("segmenter", "diagnosis") if joint else ("diagnosis",)
 
     def optimiser(lr: float, steps: int) -> optax.GradientTransformation:
-        return optax.adam(optax.cosine_decay_schedule(lr, steps) if config.schedule == "cosine" else lr)
+        return bundle(optax.adam(optax.cosine_decay_schedule(lr, steps) if config.schedule == "cosine" else lr))
 
     segmenter_tx = optimiser(config.segmenter_lr, max(config.segmenter_steps, 1))
     diagnosis_tx = optimiser(config.lr, config.steps)

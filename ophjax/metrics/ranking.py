@@ -238,7 +238,7 @@ def bootstrap(
 
 
 def _with_intervals(points: Mapping[str, Array], intervals: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
-    scores = {}
+    scores: dict[str, float] = {}
     for name, value in points.items():
         low, high = intervals[name]
         if np.isfinite([value[0], low, high]).all():

@@ -1,12 +1,12 @@
 """Convolutions in the formulation that runs best on the present backend.
 
-XLA lowers several convolutions badly on CPUs: gradients of kernels and depthwise convolutions become grouped or
-dilated ones that take many times what a matrix product takes. The functions here compute what
-``lax.conv_general_dilated`` computes, to rounding, and choose at trace time by ``jax.default_backend()`` and
-by shape. On GPUs and TPUs they are ``lax``'s own.
+XLA lowers several convolutions badly on CPUs: depthwise ones, transposed ones, 1x1, those on maps of a few positions,
+kernel gradients with few output channels, and those batched over kernels. The functions here compute what
+``lax.conv_general_dilated`` computes, to rounding, and choose at trace time by ``jax.default_backend()`` and by
+shape. On GPUs and TPUs they are ``lax``'s own.
 
-On CPUs the convolutions wider than 1x1 carry their own gradient: reverse mode (``grad``, ``vjp``, ``jacrev``)
-works once, forward mode (``jvp``, ``jacfwd``) does not.
+On CPUs most convolutions carry their own gradient: reverse mode (``grad``, ``vjp``, ``jacrev``) works, forward mode
+(``jvp``, ``jacfwd``) does not.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from jax import lax
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
-# A kernel gradient by im2col copies the input (or the cotangent) k*k times. Up to this many columns the copy
-# is cheaper than the matrix products per tap, whose inner sizes would be too small.
-_NARROW = 256
-# ... and so it is, whatever the width, while the copy stays in the caches (number of values).
-_SMALL = 1 << 19
+# Up to this many output positions in an image, a convolution on a CPU is im2col and one matrix product. XLA's own is
+# up to 80 times slower where a side of the map is smaller than the kernel (3x3 on 2x2 positions, 512 channels),
+# and so is its input gradient of a stride-2 convolution that ends there.
 _FEW_POSITIONS = 16
+# Up to this many columns, and where the input is wider, im2col of the cotangent is the cheaper kernel gradient.
+_NARROW = 256
 
 
 def conv2d(
@@ -47,7 +47,7 @@ def conv2d(
     if jax.default_backend() != "cpu":
         return _lax_conv(x, kernel, stride, padding)
     if size == 1:
-        x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0))) if padding else x
+        x = _pad(x, padding)
         return jnp.einsum("bhwc,cd->bhwd", x[:, ::stride, ::stride], kernel[0, 0])
     height, width = ((n + 2 * padding - size) // stride + 1 for n in x.shape[1:3])
     if height * width <= _FEW_POSITIONS:
@@ -63,11 +63,9 @@ def depthwise2d(x: Float[Array, "b h w c"], kernel: Float[Array, "k k 1 c"]) -> 
     if jax.default_backend() != "cpu":
         return _lax_conv(x, kernel, 1, padding, groups=channels)
     height, width = x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    padded = _pad(x, padding)
     taps = kernel.reshape(size, size, 1, 1, 1, channels)
-    shifted = (
-        padded[:, i : i + height, j : j + width] * taps[i, j] for i in range(size) for j in range(size)
-    )
+    shifted = (padded[:, i : i + height, j : j + width] * taps[i, j] for i in range(size) for j in range(size))
     return sum(shifted, start=jnp.zeros((), x.dtype))
 
 
@@ -178,11 +176,6 @@ def _lax_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: int, groups
     )
 
 
-def _input_gradient(g: jax.Array, kernel: jax.Array, stride: int, padding: int, shape: tuple[int, ...]) -> jax.Array:
-    x = jax.ShapeDtypeStruct((g.shape[0], *shape[1:]), g.dtype)
-    return jax.linear_transpose(lambda x: _lax_conv(x, kernel, stride, padding), x)(g)[0]
-
-
 def _vmappable(function: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[..., jax.Array]:
     """Batches ``function(images, kernel)`` without a grouped convolution, which is tens of times slower on CPUs.
 
@@ -218,30 +211,35 @@ def _conv_backward(
     stride: int, padding: int, residuals: tuple[jax.Array, jax.Array], g: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
-    transpose = partial(_input_gradient, stride=stride, padding=padding, shape=x.shape)
-    dx = _vmappable(lambda g, kernel: transpose(g, kernel))(g, kernel)
-    return dx, kernel_gradient(x, g, kernel.shape[0], stride=stride, padding=padding).astype(kernel.dtype)
+    size = kernel.shape[0]
+
+    def input_gradient(g: jax.Array, kernel: jax.Array) -> jax.Array:
+        like = jax.ShapeDtypeStruct((g.shape[0], *x.shape[1:]), g.dtype)
+        return jax.linear_transpose(lambda x: _lax_conv(x, kernel, stride, padding), like)(g)[0]
+
+    def kernel_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
+        if stride == 1 and padding < size and size * size * g.shape[3] <= _NARROW and 2 * g.shape[3] < x.shape[3]:
+            return _narrow_kernel_gradient(x, g, size, padding)
+        return jax.linear_transpose(lambda kernel: _lax_conv(x, kernel, stride, padding), kernel)(g)[0]
+
+    one_by_one = jax.custom_batching.sequential_vmap(kernel_gradient)
+    return _vmappable(input_gradient)(g, kernel), one_by_one(x, g)
 
 
 _conv.defvjp(_conv_forward, _conv_backward)
 
 
-def kernel_gradient(
-    x: Float[Array, "b h w c"], g: Float[Array, "b i j d"], size: int, *, stride: int, padding: int
-) -> Float[Array, "k k c d"]:
-    """Computes the gradient of a convolution in its kernel from its input and the cotangent of its output.
+def _narrow_kernel_gradient(x: jax.Array, g: jax.Array, size: int, padding: int) -> jax.Array:
+    # kernel[i, j] collects x[p] g[p - (i, j) + padding]: the cotangent is shifted, the other way, not the input.
+    height, width = x.shape[1:3]
+    columns = _columns(_pad(g, size - 1 - padding), size, height, width, 1)
+    product = jnp.einsum("bhwc,bhwd->cd", x, columns, preferred_element_type=jnp.float32)
+    product = product.reshape(x.shape[3], size, size, -1)[:, ::-1, ::-1]
+    return product.transpose(1, 2, 0, 3).astype(x.dtype)
 
-    All forms are matrix products over positions, summed in float32; which one is fastest depends on the shape.
-    """
-    positions, inputs, outputs = g.shape[0] * g.shape[1] * g.shape[2], x.shape[3], g.shape[3]
-    taps = size * size
-    few = positions * taps * inputs <= _SMALL
-    if not few and taps * inputs > _NARROW >= taps * outputs and stride == 1 and padding < size:
-        return _by_cotangent_columns(x, g, size, padding)
-    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    if few or taps * inputs <= _NARROW:
-        return _by_input_columns(x, g, size, stride)
-    return _by_taps(x, g, size, stride)
+
+def _pad(x: jax.Array, padding: int) -> jax.Array:
+    return jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0))) if padding else x
 
 
 def _tap(x: jax.Array, i: int, j: int, height: int, width: int, stride: int) -> jax.Array:
@@ -250,46 +248,7 @@ def _tap(x: jax.Array, i: int, j: int, height: int, width: int, stride: int) -> 
     return x[:, i : i + rows : stride, j : j + columns : stride]
 
 
-def _pad(x: jax.Array, padding: int) -> jax.Array:
-    return jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0))) if padding else x
-
-
 def _columns(x: jax.Array, size: int, height: int, width: int, stride: int) -> jax.Array:
     """Lays the values that all taps meet beside one another: [b, height, width, size * size * channels]."""
     taps = [_tap(x, i, j, height, width, stride) for i in range(size) for j in range(size)]
     return jnp.concatenate(taps, axis=-1)
-
-
-def _contract(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.einsum("bijc,bijd->cd", a, b, preferred_element_type=jnp.float32)
-
-
-def _by_input_columns(x: jax.Array, g: jax.Array, size: int, stride: int) -> jax.Array:
-    height, width = g.shape[1:3]
-    taps = [_tap(x, i, j, height, width, stride) for i in range(size) for j in range(size)]
-    product = _contract(jnp.concatenate(taps, axis=-1), g)
-    return product.reshape(size, size, x.shape[3], g.shape[3])
-
-
-def _by_cotangent_columns(x: jax.Array, g: jax.Array, size: int, padding: int) -> jax.Array:
-    # kernel[i, j] collects x[p] g[p - (i, j) + padding]: the cotangent is shifted, the other way, not the input.
-    height, width = x.shape[1:3]
-    sides = (size - 1 - padding, size - 1 - padding)
-    g = jnp.pad(g, ((0, 0), sides, sides, (0, 0)))
-    starts = range(size - 1, -1, -1)
-    taps = [_tap(g, i, j, height, width, 1) for i in starts for j in starts]
-    product = _contract(x, jnp.concatenate(taps, axis=-1)).reshape(x.shape[3], size, size, -1)
-    return product.transpose(1, 2, 0, 3)
-
-
-def _by_taps(x: jax.Array, g: jax.Array, size: int, stride: int) -> jax.Array:
-    height, width = g.shape[1:3]
-    window = (x.shape[0], (height - 1) * stride + 1, (width - 1) * stride + 1, x.shape[3])
-
-    def product(tap: jax.Array) -> jax.Array:
-        met = lax.dynamic_slice(x, (0, tap // size, tap % size, 0), window)
-        return _contract(met[:, ::stride, ::stride], g)
-
-    # In a loop rather than side by side, so that one shifted copy of the input lives at a time.
-    products = lax.map(product, jnp.arange(size * size))
-    return products.reshape(size, size, x.shape[3], g.shape[3])

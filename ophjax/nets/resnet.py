@@ -43,9 +43,7 @@ class ResidualBlock(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b i j d"]:
         def layer(x: Array, features: int, size: int, stride: int, name: str) -> Array:
             types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-            conv = Conv(
-                features, size, stride, use_bias=False, kernel_init=_kaiming, name=f"conv{name}", **types
-            )
+            conv = Conv(features, size, stride, use_bias=False, kernel_init=_kaiming, name=f"conv{name}", **types)
             return make_norm(self.norm, features, train=train, name=f"norm{name}", **types)(conv(x))
 
         features = self.width * self.expansion
@@ -147,9 +145,7 @@ class ResNet(nn.Module):
         self.stage2 = ResidualStage(blocks[1], self.width * 2, expansion, 2, *shared)
         self.stage3 = ResidualStage(blocks[2], self.width * 4, expansion, 2, *shared)
         self.stage4 = ResidualStage(blocks[3], self.width * 8, expansion, 2, *shared)
-        self.linear = nn.Dense(
-            self.classes, kernel_init=_linear, dtype=jnp.float32, param_dtype=self.param_dtype
-        )
+        self.linear = nn.Dense(self.classes, kernel_init=_linear, dtype=jnp.float32, param_dtype=self.param_dtype)
 
     @property
     def channels(self) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from ophjax.errors import InputError, unknown
 from ophjax.nets.conv import DepthwiseConv
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+    from jaxtyping import Array, Bool, Float
 
 BLOCKS = ("sea", "single")
 QUERIES = ("seg", "diag")
@@ -61,21 +61,56 @@ def _windows(size: int, count: int) -> jax.Array:
     return jnp.asarray(inside / (stops - starts)[:, None], jnp.float32)
 
 
+class Tokens(NamedTuple):
+    """A feature map as tokens.
+
+    Attributes:
+      values: [b, n, width].
+      position: learned table [1, n, 1, width / heads], the same for all heads.
+      real: [n] bool; False marks padding, to which nothing attends.
+    """
+
+    values: Array
+    position: Array
+    real: Array
+
+    def padded(self, count: int) -> Tokens:
+        """Adds padding up to ``count`` tokens."""
+        more = count - self.values.shape[1]
+        return Tokens(
+            jnp.pad(self.values, ((0, 0), (0, more), (0, 0))),
+            jnp.pad(self.position, ((0, 0), (0, more), (0, 0), (0, 0))),
+            jnp.pad(self.real, (0, more)),
+        )
+
+
 class TokenEmbed(nn.Module):
-    """Turns a map into at most ``tokens`` x ``tokens`` tokens: depthwise 3x3, average pool, linear, LayerNorm."""
+    """Turns a map into at most ``tokens`` x ``tokens`` tokens: depthwise 3x3, average pool, linear, LayerNorm.
+
+    The token count is fixed by the map's size at initialisation (position table).
+    """
 
     width: int
+    heads: int
     tokens: int = 16
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Tokens:
+        if self.width % self.heads:
+            raise InputError(
+                f"A SeA-block got width {self.width} and {self.heads} heads: the heads share the width equally, so "
+                "it must be divisible. Choose another number of heads or another width."
+            )
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = DepthwiseConv(name="depthwise", **types)(x)
         x = pool_to(x, *token_grid(*x.shape[1:3], tokens=self.tokens))
         x = nn.Dense(self.width, use_bias=False, name="linear", **types)(x.reshape(x.shape[0], -1, x.shape[-1]))
-        return nn.LayerNorm(epsilon=1e-5, name="norm", **types)(x)
+        x = nn.LayerNorm(epsilon=1e-5, name="norm", **types)(x)
+        table = (1, x.shape[1], 1, self.width // self.heads)
+        position = self.param("position", nn.initializers.normal(0.02), table, self.param_dtype)
+        return Tokens(x, position, jnp.ones(x.shape[1], bool))
 
 
 class DropPath(nn.Module):
@@ -110,9 +145,10 @@ class FeedForward(nn.Module):
 class CrossAttention(nn.Module):
     """Multi-head attention with a LayerNorm on each of query, key and value.
 
-    The position tables [1, n, 1, width / heads], the same for all heads, are added to query and key before their
-    LayerNorm. No bias in the three projections, one in the last; scale ``(width / heads) ** -0.5``; softmax in
-    float32. Returns the result and the attention [b, heads, n, m].
+    Positions are added to query and key, head by head, before their LayerNorm. No bias in the three projections, one
+    in the last; the keys' LayerNorm has none, since a constant in the keys cancels in the softmax. Scale
+    ``(width / heads) ** -0.5``; softmax in float32, over the real tokens of the context. Returns the result and the
+    attention [b, heads, n, m].
     """
 
     heads: int
@@ -120,33 +156,26 @@ class CrossAttention(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self,
-        query: Float[Array, "b n d"],
-        key: Float[Array, "b m d"],
-        value: Float[Array, "b m d"],
-        *,
-        query_position: Float[Array, "1 n 1 e"],
-        key_position: Float[Array, "1 m 1 e"],
-    ) -> tuple[Float[Array, "b n d"], Float[Array, "b heads n m"]]:
+    def __call__(self, x: Tokens, context: Tokens) -> tuple[Float[Array, "b n d"], Float[Array, "b heads n m"]]:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        width = query.shape[-1]
+        width = x.values.shape[-1]
 
-        def project(x: Array, name: str, position: Array | None = None) -> Array:
+        def project(values: Array, name: str, position: Array | None = None) -> Array:
             if position is not None:
-                by_head = x.reshape(*x.shape[:2], self.heads, -1)
-                x = (by_head + position.astype(x.dtype)).reshape(x.shape)
-            x = nn.LayerNorm(epsilon=1e-5, name=f"{name}_norm", **types)(x)
-            x = nn.Dense(width, use_bias=False, name=name, **types)(x)
-            return x.reshape(*x.shape[:2], self.heads, -1)
+                by_head = values.reshape(*values.shape[:2], self.heads, -1)
+                values = (by_head + position.astype(values.dtype)).reshape(values.shape)
+            values = nn.LayerNorm(epsilon=1e-5, use_bias=name != "key", name=f"{name}_norm", **types)(values)
+            values = nn.Dense(width, use_bias=False, name=name, **types)(values)
+            return values.reshape(*values.shape[:2], self.heads, -1)
 
-        q = project(query, "query", query_position)
-        k = project(key, "key", key_position)
-        v = project(value, "value")
-        scores = jnp.einsum("bnhe,bmhe->bhnm", q, k, preferred_element_type=jnp.float32)
+        query = project(x.values, "query", x.position)
+        key = project(context.values, "key", context.position)
+        value = project(context.values, "value")
+        scores = jnp.einsum("bnhe,bmhe->bhnm", query, key, preferred_element_type=jnp.float32)
+        scores = jnp.where(context.real[None, None, None], scores, jnp.finfo(jnp.float32).min)
         attention = nn.softmax(scores * (width // self.heads) ** -0.5, axis=-1)
-        mixed = jnp.einsum("bhnm,bmhe->bnhe", attention.astype(v.dtype), v)
-        return nn.Dense(width, name="out", **types)(mixed.reshape(query.shape)), attention
+        mixed = jnp.einsum("bhnm,bmhe->bnhe", attention.astype(value.dtype), value)
+        return nn.Dense(width, name="out", **types)(mixed.reshape(x.values.shape)), attention
 
 
 class AttentionLayer(nn.Module):
@@ -159,21 +188,13 @@ class AttentionLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: Float[Array, "b n d"],
-        context: Float[Array, "b m d"],
-        *,
-        position: Float[Array, "1 n 1 e"],
-        context_position: Float[Array, "1 m 1 e"],
-        train: bool,
-    ) -> tuple[Float[Array, "b n d"], Float[Array, "b heads n m"]]:
+        self, x: Tokens, context: Tokens, *, train: bool
+    ) -> tuple[Tokens, Float[Array, "b heads n m"]]:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        mixed, attention = CrossAttention(self.heads, name="attention", **types)(
-            x, context, context, query_position=position, key_position=context_position
-        )
-        x = x + DropPath(self.drop_path, name="drop_attention")(mixed, train=train)
-        y = FeedForward(name="feed_forward", **types)(x)
-        return x + DropPath(self.drop_path, name="drop_feed_forward")(y, train=train), attention
+        mixed, attention = CrossAttention(self.heads, name="attention", **types)(x, context)
+        y = x.values + DropPath(self.drop_path, name="drop_attention")(mixed, train=train)
+        fed = FeedForward(name="feed_forward", **types)(y)
+        return x._replace(values=y + DropPath(self.drop_path, name="drop_feed_forward")(fed, train=train)), attention
 
 
 class TokenExchange(nn.Module):
@@ -182,7 +203,7 @@ class TokenExchange(nn.Module):
     With block "sea", one encoder for each segmentation map gives an embedding; its queries are the segmentation
     tokens (``encoder_query="seg"``) or the diagnosis tokens ("diag"), its keys and values the other ones. The
     decoder, with diagnosis queries, reads all embeddings at once. With block "single" there is no encoder: the
-    decoder reads the segmentation tokens as they are. Position tables belong to a stream and serve both passes.
+    decoder reads the segmentation tokens as they are.
     """
 
     heads: int
@@ -193,59 +214,36 @@ class TokenExchange(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, diag: Float[Array, "b n d"], segs: Sequence[Float[Array, "b m d"]], *, train: bool
-    ) -> tuple[Float[Array, "b n d"], Attention]:
+    def __call__(self, diag: Tokens, segs: Sequence[Tokens], *, train: bool) -> tuple[Float[Array, "b n d"], Attention]:
         if self.block not in BLOCKS:
             raise unknown("SeA block", self.block, BLOCKS)
         if self.encoder_query not in QUERIES:
             raise unknown("encoder query", self.encoder_query, QUERIES)
-        width = diag.shape[-1]
-        if width % self.heads:
-            raise InputError(
-                f"A SeA-block got width {width} and {self.heads} heads: the heads share the width equally, so it "
-                "must be divisible. Choose another number of heads or another width."
-            )
-
-        def position(name: str, tokens: Array) -> Array:
-            shape = (1, tokens.shape[1], 1, width // self.heads)
-            return self.param(f"position_{name}", nn.initializers.normal(0.02), shape, self.param_dtype)
 
         def layer(name: str) -> AttentionLayer:
             return AttentionLayer(self.heads, self.drop_path, self.dtype, self.param_dtype, name=name)
 
-        diag_position = position("diag", diag)
-        embedded, positions, maps = [], [], []
-        for i, seg in enumerate(segs):
-            seg_position = position(f"seg{i + 1}", seg)
-            asked, told = (seg, seg_position), (diag, diag_position)
-            if self.encoder_query == "diag":
-                asked, told = told, asked
-            if self.block == "sea":
-                embedding, attention = layer(f"encoder{i + 1}")(
-                    asked[0], told[0], position=asked[1], context_position=told[1], train=train
-                )
+        embedded, maps = list(segs), []
+        if self.block == "sea":
+            for i, seg in enumerate(segs):
+                asked, told = (seg, diag) if self.encoder_query == "seg" else (diag, seg)
+                embedded[i], attention = layer(f"encoder{i + 1}")(asked, told, train=train)
                 maps.append(attention)
-            else:
-                embedding, asked = seg, (seg, seg_position)
-            embedded.append(embedding)
-            positions.append(asked[1])
-        out, attention = layer("decoder")(
-            diag,
-            jnp.concatenate(embedded, axis=1),
-            position=diag_position,
-            context_position=jnp.concatenate(positions, axis=1),
-            train=train,
+        context = Tokens(
+            jnp.concatenate([one.values for one in embedded], axis=1),
+            jnp.concatenate([one.position for one in embedded], axis=1),
+            jnp.concatenate([one.real for one in embedded]),
         )
-        return out, Attention(tuple(maps), attention)
+        out, attention = layer("decoder")(diag, context, train=train)
+        return out.values, Attention(tuple(maps), attention)
 
 
 class SeABlock(nn.Module):
-    """Updates a diagnosis map from a segmentation map (or from several, read by one decoder pass).
+    """Updates a diagnosis map from the tokens of a segmentation map (or of several, read by one decoder pass).
 
     ``D + Up(W0 (O - T))``: T are the diagnosis tokens, O what ``TokenExchange`` makes of them, W0 a 1x1 projection
     without bias that begins at zero, Up the bilinear resize to the map's size. At initialisation the map is
-    returned unchanged, exactly. Token counts are fixed by the sizes at initialisation (position tables).
+    returned unchanged, exactly.
 
     Attributes:
       heads: of every attention.
@@ -265,24 +263,18 @@ class SeABlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, diag: Float[Array, "b h w c"], *segs: Float[Array, "b i j s"], train: bool
+        self, diag: Float[Array, "b h w c"], segs: Sequence[Tokens], *, train: bool
     ) -> tuple[Float[Array, "b h w c"], Attention]:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         batch, height, width, channels = diag.shape
-        size = self.width or channels
-        tokens = TokenEmbed(size, self.tokens, name="embed_diag", **types)(diag)
-        seg_tokens = [
-            TokenEmbed(size, self.tokens, name=f"embed_seg{i + 1}", **types)(seg) for i, seg in enumerate(segs)
-        ]
+        tokens = TokenEmbed(self.width or channels, self.heads, self.tokens, name="embed", **types)(diag)
         exchange = TokenExchange(
             self.heads, self.block, self.encoder_query, self.drop_path, name="exchange", **types
         )
-        out, attention = exchange(tokens, seg_tokens, train=train)
-        write = nn.Dense(
-            channels, use_bias=False, kernel_init=nn.initializers.zeros, name="write", **types
-        )
+        out, attention = exchange(tokens, segs, train=train)
+        write = nn.Dense(channels, use_bias=False, kernel_init=nn.initializers.zeros, name="write", **types)
         grid = token_grid(height, width, tokens=self.tokens)
-        update = write(out - tokens).reshape(batch, *grid, channels)
+        update = write(out - tokens.values).reshape(batch, *grid, channels)
         update = jax.image.resize(update, diag.shape, "bilinear")
         return diag + update.astype(diag.dtype), attention
 
@@ -290,9 +282,11 @@ class SeABlock(nn.Module):
 class SeAFusion(nn.Module):
     """Lets one diagnosis map read all segmentation scales, given coarse to fine.
 
-    ``scale_fusion="sequential"``: one SeA-block for each scale, each fed the map that the one before updated.
-    ``"concat"``: one encoder for each scale and a single decoder pass over all embeddings, so that the order of
-    the scales does not matter. Returns the new map and one ``Attention`` for each decoder pass.
+    ``scale_fusion="sequential"``: one SeA-block for each scale, each fed the map that the one before updated. The
+    blocks have their own parameters but one compiled body (``nn.scan``), for which the tokens of coarse scales are
+    padded to the count of the finest. ``"concat"``: one encoder for each scale and a single decoder pass over all
+    embeddings, so that the order of the scales does not matter. Returns the new map and one ``Attention`` for each
+    decoder pass.
 
     Attributes: as ``SeABlock``, and
       scale_fusion: "sequential" or "concat".
@@ -314,19 +308,34 @@ class SeAFusion(nn.Module):
     ) -> tuple[Float[Array, "b h w c"], tuple[Attention, ...]]:
         if self.scale_fusion not in FUSIONS:
             raise unknown("scale fusion", self.scale_fusion, FUSIONS)
-        groups = [tuple(segs)] if self.scale_fusion == "concat" else [(seg,) for seg in segs]
-        attention = []
-        for i, group in enumerate(groups):
-            diag, seen = SeABlock(
-                self.heads,
-                self.width,
-                self.tokens,
-                self.block,
-                self.encoder_query,
-                self.drop_path,
-                self.dtype,
-                self.param_dtype,
-                name="scales" if self.scale_fusion == "concat" else f"scale{i + 1}",
-            )(diag, *group, train=train)
-            attention.append(seen)
-        return diag, tuple(attention)
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        width = self.width or diag.shape[-1]
+        streams = [
+            TokenEmbed(width, self.heads, self.tokens, name=f"embed{i + 1}", **types)(seg)
+            for i, seg in enumerate(segs)
+        ]
+        block = SeABlock(
+            self.heads, width, self.tokens, self.block, self.encoder_query, self.drop_path, name="blocks", **types
+        )
+        if self.scale_fusion == "concat":
+            diag, attention = block(diag, streams, train=train)
+            return diag, (attention,)
+
+        def one_scale(block: SeABlock, diag: Array, seg: Tokens) -> tuple[Array, Attention]:
+            return block(diag, [seg], train=train)
+
+        counts = [seg.real.size for seg in streams]
+        padded = [seg.padded(max(counts)) for seg in streams]
+        scan = nn.scan(one_scale, variable_axes={"params": 0}, split_rngs={"params": True, "drop_path": True})
+        diag, stacked = scan(block, diag, jax.tree.map(lambda *leaves: jnp.stack(leaves), *padded))
+        seen = [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(len(segs))]
+        return diag, tuple(self._without_padding(one, count) for one, count in zip(seen, counts, strict=True))
+
+    def _without_padding(self, attention: Attention, count: int) -> Attention:
+        """Segmentation tokens are the encoder's queries or keys, and the decoder's keys unless "diag" asked."""
+        if self.encoder_query == "seg":
+            encoder = tuple(found[:, :, :count] for found in attention.encoder)
+        else:
+            encoder = tuple(found[..., :count] for found in attention.encoder)
+        embedded_on_diag = self.block == "sea" and self.encoder_query == "diag"
+        return Attention(encoder, attention.decoder if embedded_on_diag else attention.decoder[..., :count])

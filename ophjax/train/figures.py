@@ -10,7 +10,7 @@ import html
 import io
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -39,8 +39,10 @@ class Curve(NamedTuple):
 
 def joined(first: Curve, second: Curve) -> Curve:
     """Puts one curve after another; bands stay where both have one."""
-    parts = zip(first, second, strict=True)
-    return Curve(*(None if a is None or b is None else np.concatenate([a, b]) for a, b in parts))
+    x, y = np.concatenate([first.x, second.x]), np.concatenate([first.y, second.y])
+    if first.low is None or first.high is None or second.low is None or second.high is None:
+        return Curve(x, y)
+    return Curve(x, y, np.concatenate([first.low, second.low]), np.concatenate([first.high, second.high]))
 
 
 def thin(curve: Curve) -> Curve:
@@ -48,7 +50,13 @@ def thin(curve: Curve) -> Curve:
     if len(curve.x) <= POINTS:
         return curve
     parts = np.array_split(np.arange(len(curve.x)), POINTS)
-    return Curve(*(None if part is None else np.array([part[i].mean() for i in parts]) for part in curve))
+
+    def means(values: Array) -> Array:
+        return np.array([values[part].mean() for part in parts])
+
+    if curve.low is None or curve.high is None:
+        return Curve(means(curve.x), means(curve.y))
+    return Curve(means(curve.x), means(curve.y), means(curve.low), means(curve.high))
 
 
 def smoothed(values: Array) -> Array:
@@ -66,7 +74,6 @@ def line_chart(
     title: str,
     boundaries: Sequence[tuple[str, float]] = (),
     noisy: bool = False,
-    unit: bool = False,
 ) -> str:
     """Draws curves over training steps.
 
@@ -74,8 +81,8 @@ def line_chart(
       curves: by name; where there are several, a legend names them.
       title: what the vertical axis shows.
       boundaries: name and first step of each stage of training, marked by vertical lines.
-      noisy: draw a running mean over the values (for the loss of single batches).
-      unit: values are scores in [0, 1]; never drawn on a logarithmic axis.
+      noisy: values of single batches: draw a running mean over them, on a logarithmic axis where they span
+        more than a factor of 20.
 
     Returns:
       An ``<svg>`` element.
@@ -83,7 +90,8 @@ def line_chart(
     figure, axes = _blank()
     for number, (name, curve) in enumerate(curves.items()):
         curve, colour, dashes = thin(curve), LIGHT[number % len(LIGHT)], DASHES[number % len(DASHES)]
-        if curve.low is not None and curve.high is not None:
+        # Bands of more than three curves hide one another.
+        if curve.low is not None and curve.high is not None and len(curves) <= 3:
             axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
         if noisy and len(curve.x) >= 40:
             axes.plot(curve.x, curve.y, color=colour, alpha=0.3, linewidth=0.8)
@@ -101,7 +109,7 @@ def line_chart(
                 label=name,
             )
     values = np.concatenate([curve.y for curve in curves.values()])
-    if not unit and values.min() > 0 and values.max() > 20 * values.min():
+    if noisy and values.min() > 0 and values.max() > 20 * values.min():
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
     for name, step in boundaries:
@@ -113,7 +121,7 @@ def line_chart(
     axes.set_xlabel("step", fontsize=9)
     axes.set_title(title, loc="left", pad=14 if boundaries else 6, fontsize=10)
     _legend(figure, curves)
-    return _svg(figure, title)
+    return _svg(figure, title, curves)
 
 
 def roc_chart(curves: Mapping[str, Curve], *, title: str) -> str:
@@ -136,7 +144,7 @@ def roc_chart(curves: Mapping[str, Curve], *, title: str) -> str:
     axes.set_ylabel("true positive rate (sensitivity)", fontsize=9)
     axes.set_title(title, loc="left", fontsize=10)
     _legend(figure, curves if len(curves) > 1 else {}, columns=1)
-    return _svg(figure, title)
+    return _svg(figure, title, curves)
 
 
 def _blank(height: float = SIZE[1]) -> tuple[Any, Any]:
@@ -156,12 +164,12 @@ def _legend(figure: Any, names: Mapping[str, Any], columns: int = 2) -> None:
         figure.legend(loc="outside lower left", ncols=columns, frameon=False, fontsize=8, handlelength=2.4)
 
 
-def _svg(figure: Any, title: str) -> str:
+def _svg(figure: Any, title: str, names: Iterable[str]) -> str:
     """Writes a figure as an SVG element that takes its colours and its font from the page."""
     import matplotlib
 
-    # Ids are hashed with the title, so that several charts can stand in one page.
-    style = {"svg.fonttype": "none", "svg.hashsalt": title, "text.parse_math": False}
+    # Ids are hashed with what the chart shows, so that several charts can stand in one page.
+    style: Any = {"svg.fonttype": "none", "svg.hashsalt": " ".join([title, *names]), "text.parse_math": False}
     for text in figure.findobj(match=matplotlib.text.Text):
         text.set(color=INK, parse_math=False)
     file = io.StringIO()
@@ -177,8 +185,8 @@ def _svg(figure: Any, title: str) -> str:
     text = text.replace(INK, "currentColor")
     used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', text))
     text = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", text)
-    box = re.search(r'viewBox="[^"]+"', text)[0]
-    text = f'<svg class="chart" {box} role="img" aria-label="{html.escape(title)}">' + text[text.index(">") + 1 :]
+    head = f'<svg class="chart" role="img" aria-label="{html.escape(title)}"'
+    text = re.sub(r'^<svg[^>]*?( viewBox="[^"]+")[^>]*>', lambda found: f"{head}{found[1]}>", text)
     return re.sub(r">\s+<", "><", text.replace("xlink:href", "href"))
 
 

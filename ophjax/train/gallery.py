@@ -163,7 +163,10 @@ def data_uri(image: UInt8[Array, "h w *c"], *, limit: int = 224) -> str:
     picture.thumbnail((limit, limit))
     exact = picture.mode == "RGBA" or max(picture.size) <= 64
     file = io.BytesIO()
-    picture.save(file, **({"format": "PNG", "optimize": True} if exact else {"format": "JPEG", "quality": 85}))
+    if exact:
+        picture.save(file, format="PNG", optimize=True)
+    else:
+        picture.save(file, format="JPEG", quality=85)
     kind = "png" if exact else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
@@ -182,7 +185,7 @@ def outline(mask: Float[Array, "h w"], *, limit: int = 128) -> str:
     scales = 100.0 / np.array(size)
     path = ""
     for line in lines:
-        points = np.clip((line - 0.5) * scales, 0.0, 100.0)
+        points = np.clip((np.asarray(line) - 0.5) * scales, 0.0, 100.0)
         path += "M" + " ".join(f"{x:.1f},{y:.1f}" for x, y in points) + "Z"
     return path
 

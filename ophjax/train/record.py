@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import zipfile
@@ -66,7 +67,8 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as arrays:
+    # Given a path, NumPy leaves the file open when it is no archive.
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
 
 
@@ -104,13 +106,12 @@ def series(events: Iterable[Mapping[str, Any]], kind: str, name: str) -> dict[st
     points: dict[str, list[tuple[float, ...]]] = {}
     for event in events:
         if event.get("event") == kind and is_number(event.get(name)) and is_number(event.get("step")):
-            ends = [event.get(f"{name}_{end}") for end in ("low", "high")]
-            ends = ends if all(map(is_number, ends)) else [math.nan, math.nan]
+            ends = [event[end] if is_number(event.get(end)) else math.nan for end in (f"{name}_low", f"{name}_high")]
             points.setdefault(str(event.get("stage", "")), []).append((event["step"], event[name], *ends))
     curves = {}
     for stage, rows in points.items():
         x, y, low, high = np.array(sorted(rows), np.float64).T
-        banded = bool(np.isfinite(low).all())
+        banded = bool(np.isfinite(low + high).all())
         curves[stage] = Curve(x, y, low if banded else None, high if banded else None)
     return curves
 

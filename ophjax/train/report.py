@@ -31,6 +31,8 @@ MEANINGS = {
 }
 """Names and meanings of the scores; ``dice_disc`` is found under ``dice``."""
 
+OVERLAPS = ("dice", "iou", "soft_dice", "soft_iou")
+
 STATUS = {
     "finish": ("good", "finished"),
     "test": ("good", "tested"),
@@ -189,21 +191,22 @@ def training(run: Run) -> str:
         for curve in series(events, "eval", name).values():
             group = f"Validation: {name}"
             if curve.y.min() >= 0 and curve.y.max() <= 1:
-                regional = name.startswith(("dice_", "iou_", "soft_dice_", "soft_iou_"))
-                group = f"Validation: {'segmentation' if regional else 'classification'} scores"
+                overlap = next((start for start in OVERLAPS if name.startswith(f"{start}_")), None)
+                group = f"Validation: {MEANINGS[overlap][0] if overlap else 'classification scores'}"
             known = groups.setdefault(group, {}).get(describe(name)[0])
             groups[group][describe(name)[0]] = figures.joined(known, curve) if known else curve
     train = logged(events, "train")
     charts = [by_stage("loss", "Training loss")] if "loss" in train else []
-    for title, group in groups.items():
-        names = list(group)
+    others = [by_stage(name, f"Training: {name}") for name in train if name != "loss"]
+    for title, curves in groups.items():
+        names = list(curves)
+        main = title in ("Validation: Dice", "Validation: classification scores")
         for start in range(0, len(names), len(LIGHT)):
-            part = {name: group[name] for name in names[start : start + len(LIGHT)]}
-            charts.append(figures.line_chart(part, title=title, boundaries=boundaries, unit=title.endswith("scores")))
-    others = [by_stage(name, name) for name in train if name != "loss"]
+            part = {name: curves[name] for name in names[start : start + len(LIGHT)]}
+            (charts if main else others).append(figures.line_chart(part, title=title, boundaries=boundaries))
     page = grid(charts) if charts else note("No step has been logged yet.")
     if others:
-        page += f"<details><summary>Other training logs ({len(others)})</summary>{grid(others)}</details>"
+        page += f"<details><summary>More curves ({len(others)})</summary>{grid(others)}</details>"
     return page
 
 

@@ -127,7 +127,7 @@ def test_patients_stay_together(root):
 
 def test_registry():
     assert {load(name).__name__ for name in DATASETS if name != "phantoms"} <= set(DATASETS.values())
-    with pytest.raises(InputError, match="Unknown data set 'folde'.*Did you mean 'folder'"):
+    with pytest.raises(InputError, match=r"Unknown data set 'folde'.*Did you mean 'folder'"):
         load("folde")
     for name in DATASETS:
         if name != "phantoms":

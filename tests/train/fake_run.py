@@ -23,6 +23,7 @@ def make_run(folder: Path, *, classes: tuple[str, ...] = ("healthy", "glaucoma")
     logits = rng.normal(size=(200, len(classes))) + 1.6 * (labels[:, None] == np.arange(len(classes)))
     probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     dice = {"dice_disc": rng.beta(40, 3, 200), "dice_cup": rng.beta(20, 4, 200)}
+    dice |= {name.replace("dice", "soft_dice"): value for name, value in dice.items()}
     scores = ranking.classification_scores(probs, labels) | ranking.mean_scores(dice)
     write_events(folder, rng, scores)
     write_predictions(folder, probs, labels, dice)
@@ -64,6 +65,8 @@ def write_events(folder: Path, rng: np.random.Generator, scores: dict[str, float
                 values = {"dice_disc": 0.5 + 0.45 * part, "dice_cup": 0.3 + 0.5 * part, "auc": 0.5}
                 if stage == "diagnosis":
                     values = {"dice_disc": 0.95, "dice_cup": 0.8, "auc": 0.6 + 0.3 * part, "accuracy": 0.7}
+                overlaps = {name: value for name, value in values.items() if name.startswith("dice")}
+                values |= {name.replace("dice", "iou"): value / (2 - value) for name, value in overlaps.items()}
                 ends = (("low", -0.04), ("high", 0.03))
                 spread = {f"{name}_{end}": v + shift for name, v in values.items() for end, shift in ends}
                 line = {"event": "eval", "split": "val", "stage": stage, "step": step + done, "time": time}

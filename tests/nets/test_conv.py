@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from ophjax.nets import conv
+
+# Sums of at most 9 * 64 products of unit normals in another order: float32 rounding of values up to about 100.
+ROUNDING = {"rtol": 1e-4, "atol": 1e-3}
+
+
+def normal(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def reference(x: jax.Array, kernel: jax.Array, stride: int, padding: int, groups: int = 1) -> jax.Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        [(padding, padding)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def value_and_gradients(function: Callable[..., jax.Array], *arguments: jax.Array) -> tuple[jax.Array, ...]:
+    """The value, and the gradients for a fixed random cotangent."""
+    y, back = jax.vjp(function, *arguments)
+    return y, *back(jnp.asarray(normal(9, *y.shape)))
+
+
+def assert_equal(
+    function: Callable[..., jax.Array], expected: Callable[..., jax.Array], *arguments: np.ndarray
+) -> None:
+    @jax.jit
+    def both(*arguments: jax.Array) -> tuple[tuple[jax.Array, ...], ...]:
+        return value_and_gradients(function, *arguments), value_and_gradients(expected, *arguments)
+
+    for a, b in zip(*both(*arguments), strict=True):
+        np.testing.assert_allclose(a, b, **ROUNDING)
+
+
+# One case for each branch of conv2d: 1x1, few positions, few output channels, and the general one.
+CASES = [
+    ((2, 7, 6, 5), 1, 4, 1),
+    ((2, 7, 6, 5), 1, 4, 2),
+    ((2, 3, 4, 5), 3, 4, 1),
+    ((2, 7, 8, 5), 3, 4, 2),
+    ((2, 7, 6, 5), 3, 4, 1),
+    ((2, 11, 10, 5), 3, 4, 2),
+    ((2, 9, 11, 3), 7, 4, 2),
+    ((2, 9, 6, 64), 3, 3, 1),
+    ((2, 9, 6, 64), 5, 2, 1),
+    ((2, 11, 9, 64), 4, 3, 2),
+]
+
+
+@pytest.mark.parametrize(("shape", "size", "features", "stride"), CASES)
+def test_conv2d_equals_lax(shape: tuple[int, ...], size: int, features: int, stride: int) -> None:
+    x, kernel = normal(0, *shape), normal(1, size, size, shape[3], features)
+    assert_equal(
+        lambda x, k: conv.conv2d(x, k, stride=stride),
+        lambda x, k: reference(x, k, stride, (size - 1) // 2),
+        x,
+        kernel,
+    )
+
+
+@pytest.mark.parametrize("padding", [0, 2, 4])
+def test_padding_is_explicit(padding: int) -> None:
+    x, kernel = normal(0, 1, 8, 7, 20), normal(1, 3, 3, 20, 2)
+    assert_equal(lambda x, k: conv.conv2d(x, k, padding=padding), lambda x, k: reference(x, k, 1, padding), x, kernel)
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_depthwise_equals_lax(size: int) -> None:
+    x, kernel = normal(0, 2, 7, 6, 5), normal(1, size, size, 1, 5)
+    assert_equal(conv.depthwise2d, lambda x, k: reference(x, k, 1, size // 2, groups=5), x, kernel)
+
+
+def test_upsampling_equals_lax_transposed_convolution() -> None:
+    x, kernel = normal(0, 2, 3, 5, 4), normal(1, 2, 2, 4, 3)
+
+    def expected(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        turned = kernel[::-1, ::-1]
+        return lax.conv_transpose(x, turned, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    assert_equal(conv.upsample2x2, expected, x, kernel)
+
+
+@pytest.mark.parametrize(("size", "stride", "padding"), [(3, 2, 1), (2, 2, 0), (3, 1, 1)])
+def test_max_pool_equals_reduce_window(size: int, stride: int, padding: int) -> None:
+    sides = ((padding, padding), (padding, padding))
+    assert_equal(
+        lambda x: conv.max_pool(x, size=size, stride=stride, padding=padding),
+        lambda x: nn.max_pool(x, (size, size), strides=(stride, stride), padding=sides),
+        normal(0, 2, 9, 6, 3),
+    )
+
+
+def test_other_backends_use_lax(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    x, kernel = normal(0, 1, 6, 6, 4), normal(1, 3, 3, 4, 2)
+    assert_equal(conv.conv2d, lambda x, k: reference(x, k, 1, 1), x, kernel)
+    assert "custom_vjp" not in str(jax.make_jaxpr(conv.conv2d)(x, kernel))
+    assert "conv_general_dilated" in str(jax.make_jaxpr(conv.depthwise2d)(x, kernel[:, :, :1].repeat(2, -1)))
+    assert "reduce_window" in str(jax.make_jaxpr(lambda x: conv.max_pool(x, size=2, stride=2))(x))
+
+
+@pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0)])
+def test_vmap_equals_one_by_one(axes: tuple[int | None, int | None]) -> None:
+    x, kernel = normal(0, 2, 2, 6, 7, 4), normal(1, 2, 3, 3, 4, 3)
+    x, kernel = (a if axis == 0 else a[0] for a, axis in zip((x, kernel), axes, strict=True))
+
+    def run(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, ...]:
+        return value_and_gradients(conv.conv2d, x, kernel)
+
+    together, run = jax.jit(jax.vmap(run, axes))(x, kernel), jax.jit(run)
+    for i in range(2):
+        alone = run(x[i] if axes[0] == 0 else x, kernel[i] if axes[1] == 0 else kernel)
+        for a, b in zip(together, alone, strict=True):
+            np.testing.assert_allclose(a[i], b, **ROUNDING)
+    # A batched kernel must not become a grouped convolution, which is tens of times slower on CPUs.
+    program = str(jax.make_jaxpr(jax.vmap(run, axes))(x, kernel))
+    assert "feature_group_count=2" not in program
+    assert "batch_group_count=2" not in program
+
+
+def test_sharded_batch_equals_one_device() -> None:
+    count = min(8, jax.device_count())
+    mesh = jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,))
+    shards = NamedSharding(mesh, PartitionSpec("data"))
+    x, kernel = normal(0, 8, 7, 6, 4), normal(1, 3, 3, 4, 3)
+    run = jax.jit(partial(value_and_gradients, conv.conv2d))
+    for a, b in zip(run(jax.device_put(x, shards), kernel), run(x, kernel), strict=True):
+        np.testing.assert_allclose(a, b, **ROUNDING)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_modules_keep_parameters_and_compute_in_their_types(dtype: jnp.dtype) -> None:
+    x = normal(0, 1, 6, 6, 4)
+    for module, shape in (
+        (conv.Conv(3, stride=2, dtype=dtype), (1, 3, 3, 3)),
+        (conv.DepthwiseConv(dtype=dtype), (1, 6, 6, 4)),
+        (conv.ConvTranspose2x2(3, dtype=dtype), (1, 12, 12, 3)),
+    ):
+        variables = jax.eval_shape(module.init, jax.random.key(0), x)
+        assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+        y = jax.eval_shape(module.apply, variables, x)
+        assert (y.shape, y.dtype) == (shape, dtype)
+
+
+def test_conv_is_flax_conv() -> None:
+    x = normal(0, 1, 9, 8, 4)
+    flax_conv = nn.Conv(3, (3, 3), strides=2, padding=1)
+    variables = {"params": {"kernel": normal(1, 3, 3, 4, 3), "bias": normal(2, 3)}}
+    got, want = jax.jit(lambda v, x: (conv.Conv(3, stride=2).apply(v, x), flax_conv.apply(v, x)))(variables, x)
+    np.testing.assert_allclose(got, want, **ROUNDING)

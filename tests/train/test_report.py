@@ -1,0 +1,217 @@
+"""The report: self-contained, escaped, light, and drawn from whatever part of a run exists."""
+
+import html.parser
+import json
+import re
+
+import numpy as np
+import pytest
+from fake_run import make_run, write_config
+
+from ophjax.errors import InputError
+from ophjax.train import figures, gallery, record
+from ophjax.train.report import write_report
+
+VOID = {"meta", "br", "image", "use", "path", "circle", "rect", "line"}
+
+
+class Page(html.parser.HTMLParser):
+    """Collects tags and their attributes, and checks that they nest."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.ids, self.links, self.words, self._open = [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self._open == [], "tags left open"
+
+    def handle_starttag(self, tag, attrs):
+        self._see(tag, attrs)
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self._see(tag, attrs)
+
+    def _see(self, tag, attrs):
+        self.tags.append(tag)
+        self.ids += [value for name, value in attrs if name == "id"]
+        self.links += [value for name, value in attrs if name in ("href", "src", "xlink:href", "srcset", "data")]
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self._open.pop() == tag, "tags that do not nest"
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join("".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    path = write_report(make_run(tmp_path_factory.mktemp("runs") / "first"))
+    return path.read_text(encoding="utf-8")
+
+
+def test_it_needs_nothing_but_itself(page):
+    parsed = Page(page)
+    assert all(link.startswith(("data:image/", "#")) for link in parsed.links)
+    assert not {"script", "iframe", "link", "object"} & set(parsed.tags)
+    assert "@import" not in page
+    assert not re.search(r"url\((?!#)", page)
+    # References within the page lead to exactly one place.
+    assert {link[1:] for link in parsed.links if link.startswith("#")} <= set(parsed.ids)
+    assert len(parsed.ids) == len(set(parsed.ids))
+
+
+def test_it_says_what_a_reader_needs(page):
+    text = Page(page).text
+    for words in (
+        "python experiments/run.py --method seatrans --name first --method.loss 'a<b'",
+        "--resume",
+        "experiments/predict.py",
+        "finished",
+        "AUC",
+        "95 % bootstrap interval",
+        "Training loss",
+        "ROC of glaucoma",
+        "Confusion matrix",
+        "Misclassified",
+        "Dice: disc",
+        "layer 2",
+        "images/s",
+        "method.tokens",
+        "0.10.2",
+        "no split shares an example",
+    ):
+        assert words in text, words
+
+
+def test_names_from_outside_are_escaped(page):
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "eye &amp; 0000" in page
+
+
+def test_it_is_light_and_fits_a_phone(tmp_path):
+    # 256 px pictures are the paper's scale; the limit is what opens at once on a slow connection.
+    path = write_report(make_run(tmp_path / "large", size=256, classes=("normal", "early $x$", "<late>", "青")))
+    text = path.read_text(encoding="utf-8")
+    assert path.stat().st_size < 1_500_000
+    assert 'content="width=device-width' in text
+    parsed = Page(text)
+    assert "<late>, AUC" in parsed.text
+    assert "early $x$, AUC" in parsed.text
+
+
+@pytest.mark.parametrize("absent", ["config.json", "metrics.jsonl", "predictions.csv", "samples.npz"])
+def test_a_missing_part_leaves_the_rest(tmp_path, absent):
+    folder = make_run(tmp_path / "run", size=32)
+    (folder / absent).unlink()
+    titles = {
+        "config.json": "Reproduce and go on",
+        "metrics.jsonl": "Throughput",
+        "predictions.csv": "Confusion matrix",
+        "samples.npz": "Sample images",
+    }
+    text = Page(write_report(folder).read_text(encoding="utf-8")).text
+    lost = {titles[absent]} | ({"Confusion matrix"} if absent == "config.json" else set())  # it holds the classes
+    assert {title for title in titles.values() if title not in text} == lost
+
+
+def test_an_empty_folder_gives_a_page(tmp_path):
+    text = Page(write_report(tmp_path).read_text(encoding="utf-8")).text
+    assert "Nothing has been scored yet" in text
+    assert "No step has been logged yet" in text
+
+
+def test_an_unreadable_part_is_named(tmp_path):
+    folder = make_run(tmp_path / "run", size=32)
+    (folder / "samples.npz").write_bytes((folder / "samples.npz").read_bytes()[:500])
+    (folder / "config.json").write_text("{", encoding="utf-8")
+    text = Page(write_report(folder).read_text(encoding="utf-8")).text
+    assert "samples.npz could not be read" in text
+    assert "config.json could not be read" in text
+    assert "Training loss" in text
+
+
+def test_a_run_in_progress(tmp_path):
+    write_config(tmp_path)
+    events = [
+        {"event": "start", "time": 0.0},
+        {"event": "stage", "stage": "segmenter", "step": 0, "time": 1.0},
+        {"event": "train", "stage": "segmenter", "step": 1, "loss": 0.5, "images_per_s": 9.0, "time": 2.0},
+        {"event": "eval", "split": "val", "stage": "segmenter", "step": 1, "auc": 0.75, "f1": None, "time": 3.0},
+    ]
+    lines = "\n".join(json.dumps(event) for event in events)
+    (tmp_path / "metrics.jsonl").write_text(lines + '\n{"event": "tra', encoding="utf-8")
+    text = Page(write_report(tmp_path).read_text(encoding="utf-8")).text
+    assert "0.750" in text
+    assert "val split after step 1" in text
+    assert "3 s" in text
+
+
+def test_it_replaces_the_old_page_whole(tmp_path):
+    write_report(tmp_path)
+    write_report(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(InputError, match="nowhere"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_equal_runs_give_equal_pages(tmp_path):
+    first, second = (write_report(make_run(tmp_path / name / "run", size=32)).read_text() for name in "ab")
+    assert first.replace(str(tmp_path / "a"), "") == second.replace(str(tmp_path / "b"), "")
+
+
+def test_after_a_resume_the_later_line_stays():
+    def line(step, loss):
+        return {"event": "train", "stage": "a", "step": step, "loss": loss}
+
+    events = [line(1, 1.0), line(2, 2.0), line(3, 3.0), {"event": "resume", "step": 1}, line(2, 20.0)]
+    curve = record.series(record.settle(events), "train", "loss")["a"]
+    np.testing.assert_array_equal(curve.x, [1, 2])
+    np.testing.assert_array_equal(curve.y, [1, 20])
+
+
+def test_time_between_a_stop_and_a_resume_does_not_count():
+    events = [("start", 0), ("train", 10), ("stop", 12), ("resume", 1000), ("train", 1005)]
+    assert record.elapsed({"event": kind, "time": float(at)} for kind, at in events) == 17
+
+
+def test_long_curves_are_thinned_to_means():
+    curve = figures.thin(figures.Curve(np.arange(10_000.0), np.arange(10_000.0) % 2))
+    assert len(curve.x) == figures.POINTS
+    np.testing.assert_allclose(curve.y, 0.5)
+
+
+def test_outline_of_a_square_by_hand():
+    mask = np.zeros((10, 10))
+    mask[2:5, 3:9] = 1
+    points = np.array(re.findall(r"(\d+\.\d),(\d+\.\d)", gallery.outline(mask)), float)
+    # The edges of rows 2 to 4 and columns 3 to 8 lie at 20 and 50, and at 30 and 90 hundredths.
+    np.testing.assert_array_equal(points.min(0), [30, 20])
+    np.testing.assert_array_equal(points.max(0), [90, 50])
+    assert gallery.outline(np.zeros((10, 10))) == ""
+    # A region that fills the image is closed along the border.
+    full = np.array(re.findall(r"(\d+\.\d),(\d+\.\d)", gallery.outline(np.ones((10, 10)))), float)
+    np.testing.assert_array_equal([full.min(), full.max()], [0, 100])
+
+
+def test_samples_chosen_are_wrong_and_right_ones():
+    label = np.array([0, 0, 1, 1, 1] * 8)
+    probs = np.where(np.arange(40) < 10, 0.9, 0.2)  # right for label 1 among the first ten and label 0 after
+    wrong, right = gallery.choose({"image": np.zeros((40, 2, 2, 3)), "label": label, "probs": probs})
+    predicted = probs >= 0.5
+    assert len(wrong) + len(right) == gallery.PICTURES
+    assert len(wrong) == len(right)
+    assert all(predicted[i] != label[i] for i in wrong)
+    assert all(predicted[i] == label[i] for i in right)
+    assert set(label[right]) == {0, 1}
+    assert wrong[0] < 10  # the most confident mistakes come first
