@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import presets
-
 from ophjax import data as datasets
 from ophjax import methods
 from ophjax.errors import InputError
@@ -41,6 +40,8 @@ class Options:
     """Folder that holds the runs."""
     resume: bool = False
     """Go on from the newest checkpoint, exactly as if the run had never stopped."""
+    start_from: tuple[str, ...] = ()
+    """Networks taken from finished runs instead of random numbers: NETWORK=RUN_FOLDER, e.g. segmenter=runs/first."""
     dry_run: bool = False
     """Print mesh, parameters, memory and FLOPs of a step, and train nothing."""
     json: bool = False
@@ -62,7 +63,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Any, Options]:
         description="Trains a published system of medical image analysis and leaves a report.",
     )  # fmt: skip
     first.add_argument("--method", metavar="NAME", help=f"the system: {', '.join(methods.METHODS)}")
-    first.add_argument("--data", metavar="NAME", default="phantoms", help=f"the data set: {', '.join(datasets.DATASETS)}")
+    first.add_argument(
+        "--data", metavar="NAME", default="phantoms", help=f"the data set: {', '.join(datasets.DATASETS)}"
+    )
     first.add_argument("--preset", metavar="NAME", default="demo", help=f"the scale: {', '.join(presets.PRESETS)}")
     chosen, rest = first.parse_known_args(argv)
     if chosen.method is None:
@@ -90,7 +93,7 @@ def run(argv: list[str]) -> int:
     host.settle()
     import jax
 
-    from ophjax.train import loop, mesh, records, report, results
+    from ophjax.train import checkpoint, loop, mesh, records, report, results
     from ophjax.train.logs import say
 
     if options.distributed:
@@ -112,7 +115,8 @@ def run(argv: list[str]) -> int:
         "method": chosen.method,
         "data": chosen.data,
         "preset": chosen.preset,
-        "config": records.plain_config(method=method_config, data=config.data, train=config.train),
+        "config": records.plain_config(method=method_config, data=config.data, train=config.train)
+        | {"start": {"from": list(options.start_from)}},
         "versions": records.versions(),
         "note": data.note,
         "regions": list(data.regions),
@@ -131,6 +135,7 @@ def run(argv: list[str]) -> int:
         about={name: about[name] for name in ("method", "data", "config", "versions")},
         resume=options.resume,
         redraw=lambda: report.write_report(folder),
+        prepare=lambda state: checkpoint.take_networks(state, options.start_from),
     )
     if fitted.stopped:
         say(f"Stopped and saved. Go on with: {about['command']} --resume")

@@ -22,5 +22,7 @@ def real_data() -> Path:
     """The folder of real data sets named by OPHJAX_DATA; tests that need it are skipped where it is not set."""
     folder = os.environ.get("OPHJAX_DATA")
     if not folder:
-        pytest.skip("OPHJAX_DATA is not set: give it the folder that holds drishti_gs1, ph2, ddti_cropped, shenzhen_cxr")
+        pytest.skip(
+            "OPHJAX_DATA is not set: give it the folder that holds drishti_gs1, ph2, ddti_cropped, shenzhen_cxr"
+        )
     return Path(folder)

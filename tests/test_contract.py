@@ -10,9 +10,9 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import presets
 import pytest
 
+import presets
 from ophjax import data as datasets
 from ophjax import methods, trees
 from ophjax.data import pipeline
@@ -118,7 +118,7 @@ def test_frozen_networks_and_their_statistics_do_not_move(name, started):
 
 def test_padding_rows_change_nothing(name, started):
     """Three real rows score the same beside five rows of padding as beside five other images of weight 0."""
-    method, data, _, batch, state = started(name)
+    method, _, _, batch, state = started(name)
     weight = jnp.array([1.0] * 3 + [0.0] * 5)
     rng = np.random.default_rng(0)
     noise = jnp.asarray(rng.integers(0, 256, batch["image"].shape, dtype=np.uint8))
@@ -209,7 +209,9 @@ def test_eight_devices_equal_one(name, tmp_path, monkeypatch):
 
 def test_help_explains_every_option(name):
     run = Path(presets.__file__).parent / "run.py"
-    done = subprocess.run([sys.executable, run, "--method", name, "--help"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, run, "--method", name, "--help"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     config = methods.load(name).Config
     for field in dataclasses.fields(config):

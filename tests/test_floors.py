@@ -34,7 +34,8 @@ def imports(path: Path, *, at_import: bool) -> list[str]:
             elif isinstance(child, ast.ImportFrom) and child.module:
                 # "from ophjax import x" means the module ophjax.x.
                 found.extend(
-                    f"{child.module}.{alias.name}" if child.module == "ophjax" else child.module for alias in child.names
+                    f"{child.module}.{alias.name}" if child.module == "ophjax" else child.module
+                    for alias in child.names
                 )
             walk(child)
 
@@ -77,7 +78,8 @@ def test_methods_import_where_only_jax_flax_optax_einops_are_installed():
     """In a fresh process that refuses all other third-party packages (an accelerator box may lack them)."""
     code = f"""
 import importlib, importlib.abc, sys
-HEAVY = ("grain", "tensorflow_datasets", "orbax.checkpoint", "tyro", "matplotlib", "sklearn", "PIL", "tqdm", "jaxtyping", "chex")
+HEAVY = ("grain", "tensorflow_datasets", "orbax.checkpoint", "tyro", "matplotlib", "sklearn", "PIL", "tqdm", "jaxtyping",
+         "chex")
 class Refuse(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name.startswith(HEAVY) and name.split(".")[0] not in FLAX_NEEDS:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ophjax.types import Batch, Key
 
 
-def unit(image: UInt8[Array, "..."]) -> Float[Array, "..."]:
+def unit(image: UInt8[Array, ...]) -> Float[Array, ...]:
     """Converts bytes to float32 in [0, 1]."""
     return image.astype(jnp.float32) / 255
 

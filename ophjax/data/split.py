@@ -49,9 +49,7 @@ def split(
     members: dict[str, list[int]] = {}
     for position, group in enumerate(groups):
         members.setdefault(group, []).append(position)
-    counts = {
-        group: np.bincount(codes[positions], minlength=len(classes)) for group, positions in members.items()
-    }
+    counts = {group: np.bincount(codes[positions], minlength=len(classes)) for group, positions in members.items()}
     holders = sum((count > 0 for count in counts.values()), start=np.zeros(len(classes), int))
     for name, number in zip(classes.tolist(), np.atleast_1d(holders).tolist(), strict=True):
         if number < len(shares):

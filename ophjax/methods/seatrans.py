@@ -118,7 +118,11 @@ def pairing(config: Config) -> tuple[tuple[int, tuple[int, ...]], ...]:
 
 def check(config: Config) -> None:
     """Raises InputError for settings that no net can be built from."""
-    if not config.low_level or not set(config.low_level) <= {1, 2, 3} or sorted(set(config.low_level)) != list(config.low_level):
+    if (
+        not config.low_level
+        or not set(config.low_level) <= {1, 2, 3}
+        or sorted(set(config.low_level)) != list(config.low_level)
+    ):
         raise InputError(f"--method.low-level is {config.low_level}; expected stages out of 1, 2, 3 in rising order.")
     if not config.scales or not set(config.scales) <= {0, 1, 2, 3}:
         raise InputError(f"--method.scales is {config.scales}; expected scales out of 0 (coarsest) to 3 (finest).")
@@ -143,8 +147,8 @@ def make(config: Config) -> Method:
     """Builds SeATrans, or the baseline that the configuration names.
 
     Batches hold ``image`` uint8 [b, h, w, 3], ``mask`` uint8 [b, h, w, c], ``label`` int32 [b], ``weight`` and
-    ``mask_weight`` float32 [b] (0: padding, no mask) and ``index`` int32 [b]. Outputs are ``probs`` [b, k], ``mask_probs`` [b, h, w, c] and ``attention``
-    [b, m, i, j], the last two where the variant has a segmenter and SeA-blocks.
+    ``mask_weight`` float32 [b] (0: padding, no mask) and ``index`` int32 [b]. Outputs are ``probs`` [b, k] and, where
+    the variant has a segmenter and SeA-blocks, ``mask_probs`` [b, h, w, c] and ``attention`` [b, m, h, w].
 
     Raises:
       InputError: the settings contradict each other.
@@ -275,7 +279,7 @@ def make(config: Config) -> Method:
             outputs["probs"] = jax.nn.sigmoid(jnp.concatenate([-logits, logits], -1))
         else:
             outputs["probs"] = jax.nn.softmax(logits)
-        return outputs | attention_maps(attention, image.shape[1:3])
+        return outputs | attention_maps(dict(attention), image.shape[1:3])
 
     def metrics(outputs: Outputs, batch: Batch) -> Pairs:
         if not assisted:

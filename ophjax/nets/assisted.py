@@ -54,9 +54,7 @@ class AssistedResNet(nn.Module):
         over heads, queries and scales; where the encoder does not read diagnosis tokens it is empty.
         """
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        backbone = ResNet(
-            self.outputs, self.depth, self.width, self.stem_kind, self.norm, name="backbone", **types
-        )
+        backbone = ResNet(self.outputs, self.depth, self.width, self.stem_kind, self.norm, name="backbone", **types)
         met = dict(self.pairing)
         maps = {}
         x = backbone.stem(x.astype(self.dtype), train=train)
@@ -76,6 +74,6 @@ class AssistedResNet(nn.Module):
             )(x, [features[scale] for scale in met[level]], train=train)
             encoders = [attention for one in seen for attention in one.encoder]
             if encoders and self.encoder_query == "seg":
-                looked = sum(attention.mean((1, 2)) for attention in encoders) / len(encoders)
+                looked = jnp.stack([attention.mean((1, 2)) for attention in encoders]).mean(0)
                 maps[f"stage{level}"] = looked.reshape(-1, *token_grid(*x.shape[1:3], tokens=self.tokens))
         return backbone.head(x), maps

@@ -19,7 +19,7 @@ from ophjax.errors import InputError, unknown
 from ophjax.nets.conv import DepthwiseConv
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float
+    from jaxtyping import Array, Float
 
 BLOCKS = ("sea", "single")
 QUERIES = ("seg", "diag")
@@ -187,9 +187,7 @@ class AttentionLayer(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Tokens, context: Tokens, *, train: bool
-    ) -> tuple[Tokens, Float[Array, "b heads n m"]]:
+    def __call__(self, x: Tokens, context: Tokens, *, train: bool) -> tuple[Tokens, Float[Array, "b heads n m"]]:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         mixed, attention = CrossAttention(self.heads, name="attention", **types)(x, context)
         y = x.values + DropPath(self.drop_path, name="drop_attention")(mixed, train=train)
@@ -268,9 +266,7 @@ class SeABlock(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         batch, height, width, channels = diag.shape
         tokens = TokenEmbed(self.width or channels, self.heads, self.tokens, name="embed", **types)(diag)
-        exchange = TokenExchange(
-            self.heads, self.block, self.encoder_query, self.drop_path, name="exchange", **types
-        )
+        exchange = TokenExchange(self.heads, self.block, self.encoder_query, self.drop_path, name="exchange", **types)
         out, attention = exchange(tokens, segs, train=train)
         write = nn.Dense(channels, use_bias=False, kernel_init=nn.initializers.zeros, name="write", **types)
         grid = token_grid(height, width, tokens=self.tokens)
@@ -311,8 +307,7 @@ class SeAFusion(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         width = self.width or diag.shape[-1]
         streams = [
-            TokenEmbed(width, self.heads, self.tokens, name=f"embed{i + 1}", **types)(seg)
-            for i, seg in enumerate(segs)
+            TokenEmbed(width, self.heads, self.tokens, name=f"embed{i + 1}", **types)(seg) for i, seg in enumerate(segs)
         ]
         block = SeABlock(
             self.heads, width, self.tokens, self.block, self.encoder_query, self.drop_path, name="blocks", **types

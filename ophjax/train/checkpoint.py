@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from ophjax import trees
 from ophjax.errors import InputError
+from ophjax.types import TrainState
 
 
 class Checkpoints:
@@ -33,7 +36,9 @@ class Checkpoints:
                 preservation_policy=policies.AnyPreservationPolicy(
                     [
                         policies.LatestN(keep),
-                        policies.BestN(get_metric_fn=lambda scores: scores["watch"], n=1, keep_checkpoints_without_metrics=False),
+                        policies.BestN(
+                            get_metric_fn=lambda scores: scores["watch"], n=1, keep_checkpoints_without_metrics=False
+                        ),
                     ]
                 ),
                 best_fn=lambda scores: scores["watch"],
@@ -51,9 +56,7 @@ class Checkpoints:
         Raises:
           InputError: the disk is full or the folder cannot be written; earlier checkpoints stay whole.
         """
-        items = self._ocp.args.Composite(
-            state=self._ocp.args.StandardSave(state), meta=self._ocp.args.JsonSave(meta)
-        )
+        items = self._ocp.args.Composite(state=self._ocp.args.StandardSave(state), meta=self._ocp.args.JsonSave(meta))
         try:
             self._manager.save(step, args=items, metrics=None if watch is None else {"watch": watch}, force=True)
         except (OSError, ValueError) as error:
@@ -92,6 +95,12 @@ class Checkpoints:
                 "checkpoint before it."
             ) from error
 
+    def read(self, step: int) -> dict[str, Any]:
+        """Reads the state of ``step`` as plain dictionaries of NumPy arrays, whatever it was made of."""
+        return self._manager.restore(step, args=self._ocp.args.Composite(state=self._ocp.args.StandardRestore()))[
+            "state"
+        ]
+
     def should_stop(self, step: int) -> bool:
         """Whether the cluster has announced that it takes the machines back (several processes only)."""
         return jax.process_count() > 1 and self._manager.reached_preemption(step)
@@ -111,3 +120,39 @@ class Checkpoints:
             f"A checkpoint could not be written to {self.folder}: {error}. Earlier checkpoints are whole: make room "
             "or mend the folder's permissions, then run the same command with --resume."
         )
+
+
+def take_networks(state: TrainState, sources: Sequence[str]) -> TrainState:
+    """Replaces networks, and their batch statistics, by those of other runs.
+
+    Args:
+      state: fresh, for its shapes and shardings.
+      sources: ``"NETWORK=RUN_FOLDER"``; the newest checkpoint of the run is read.
+
+    Raises:
+      InputError: no such run or network, or its shapes are others.
+    """
+    for source in sources:
+        name, _, folder = source.partition("=")
+        path = Path(folder) / "checkpoints"
+        if not folder or not path.is_dir():
+            raise InputError(f"--start-from {source}: expected NETWORK=RUN_FOLDER, a run with checkpoints in it.")
+        saved = Checkpoints(path)
+        steps = saved.steps()
+        found = saved.read(steps[-1]) if steps else {"params": {}, "extra": {}}
+        saved.close()
+        old = {"params": found["params"].get(name), "stats": found["extra"].get("batch_stats", {}).get(name)}
+        new = {"params": state.params.get(name), "stats": state.extra.get("batch_stats", {}).get(name)}
+        shapes = [{path: leaf.shape for path, leaf in trees.named_leaves(tree).items()} for tree in (old, new)]
+        if old["params"] is None or shapes[0] != shapes[1]:
+            raise InputError(
+                f"--start-from {source}: that run has the networks {', '.join(found['params']) or 'none'}, and its "
+                f"{name!r} must have the shapes of this run's. Give it the same sizes (depth, width, regions)."
+            )
+        placed = jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), old, new)
+        stats = state.extra.get("batch_stats", {}) | ({name: placed["stats"]} if placed["stats"] is not None else {})
+        state = state.replace(
+            params=state.params | {name: placed["params"]},
+            extra=state.extra | ({"batch_stats": stats} if stats else {}),
+        )
+    return state

@@ -163,7 +163,7 @@ def run_stage(run: Run, place: Place, state: TrainState, stop: StopRequest) -> t
     )  # fmt: skip
     while True:
         asked = stop.asked or run.saved.should_stop(place.before + done)
-        fresh = done > place.done or place.data is None and done == stage.steps
+        fresh = done > place.done or (place.data is None and done == stage.steps)
         due = fresh and (done == stage.steps or done % config.eval_every == 0)
         if due or (asked and fresh):
             lines.flush()  # a loss that is NaN must end the run before anything is saved
@@ -195,7 +195,7 @@ def evaluate(run: Run, stage: Stage, state: TrainState, step: int) -> float | No
     return watched if math.isfinite(watched) else None
 
 
-def compile_step(stage: Stage, mesh: Mesh, shardings: Any) -> Callable[[Key, TrainState, Batch], Any]:
+def compile_step(stage: Stage, mesh: Mesh, shardings: Any) -> Any:
     """Compiles a stage's step. It counts itself, and the old state's memory is given to the new one."""
 
     def step(key: Key, state: TrainState, batch: Batch) -> tuple[TrainState, Logs]:
@@ -223,7 +223,7 @@ def compile_init(method: Method, batch: Batch, shardings: Any) -> Callable[[Key]
     return jax.jit(init, out_shardings=shardings, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def batch_spec(data: Dataset, config: Config, mesh: Mesh) -> Batch:
+def batch_spec(data: Dataset, config: Config, mesh: Mesh) -> Any:
     """The shapes and types of a global batch of this data set."""
     return meshes.spec_of(next(iter(eval_split(data, "val", config, mesh))), config.batch_size)
 

@@ -53,7 +53,9 @@ def claim(folder: Path, about: dict[str, Any], *, resume: bool) -> Literal["new"
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise InputError(f"{folder} cannot be made: {error}. Give a --runs folder that can be written.") from error
+                raise InputError(
+                    f"{folder} cannot be made: {error}. Give a --runs folder that can be written."
+                ) from error
             write_whole(path, (json.dumps(about, indent=2) + "\n").encode())
         return "new"
     try:

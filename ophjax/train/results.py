@@ -51,7 +51,7 @@ def conclude(method: Method, data: Dataset, config: Config, folder: Path, fitted
     if jax.process_index() == 0:
         write_whole(folder / "predictions.csv", predictions_table(gathered, require(data, "test").names).encode())
         stream = io.BytesIO()
-        np.savez_compressed(stream, **samples)
+        np.savez_compressed(stream, allow_pickle=False, **samples)
         write_whole(folder / "samples.npz", stream.getvalue())
         log = EventLog(folder / "metrics.jsonl")
         step = int(jax.device_get(fitted.state.step))
@@ -101,5 +101,3 @@ def draw_samples(data: Dataset, config: Config, fitted: Fitted, key: jax.Array) 
         maps_count = kept["attention"].shape[1]
         kept["attention_names"] = np.array(json.dumps([f"SeA {i + 1}" for i in range(maps_count)]))
     return kept
-
-

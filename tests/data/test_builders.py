@@ -116,9 +116,7 @@ def make_ph2_tables(style):
         return "PH2_dataset.txt", PUBLISHED.format(rows="\n".join(rows))
     if style == "shortened":
         rows = [f"{name}\t{diagnosis}\t0" for name, diagnosis in DIAGNOSES.items()]
-        return "PH2_dataset.txt", "\n".join(
-            ["Name\tClinical Diagnosis\tAsymmetry", *rows, "\t\t", "2 - Me\t\t"]
-        )
+        return "PH2_dataset.txt", "\n".join(["Name\tClinical Diagnosis\tAsymmetry", *rows, "\t\t", "2 - Me\t\t"])
     rows = [f"{name},{diagnosis},0,{int(diagnosis == 2)}" for name, diagnosis in DIAGNOSES.items()]
     return "labels.csv", "\n".join(["Name,Clinical Diagnosis,Asymmetry,melanoma", *rows])
 

@@ -157,9 +157,7 @@ def test_missing_table(root):
     fails(root, r"There is no table .*labels\.csv")
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"picture,label\neye00,1\n", b"image,label,label\n", b"\xff\xfe\x00"]
-)
+@pytest.mark.parametrize("content", [b"", b"picture,label\neye00,1\n", b"image,label,label\n", b"\xff\xfe\x00"])
 def test_bad_table(root, content):
     (root / "labels.csv").write_bytes(content)
     fails(root, "has the columns|is not UTF-8 text")

@@ -16,6 +16,10 @@ from ophjax.nets import conv
 # Sums of at most 9 * 64 products of unit normals in another order: float32 rounding of values up to about 100.
 ROUNDING = {"rtol": 1e-4, "atol": 1e-3}
 
+# These tests are about values of small programs: compiling is nearly all they cost, so it is kept light.
+LIGHT = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+jit = partial(jax.jit, compiler_options=LIGHT)
+
 
 def normal(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
@@ -41,7 +45,7 @@ def value_and_gradients(function: Callable[..., jax.Array], *arguments: jax.Arra
 def assert_equal(
     function: Callable[..., jax.Array], expected: Callable[..., jax.Array], *arguments: np.ndarray
 ) -> None:
-    @jax.jit
+    @jit
     def both(*arguments: jax.Array) -> tuple[tuple[jax.Array, ...], ...]:
         return value_and_gradients(function, *arguments), value_and_gradients(expected, *arguments)
 
@@ -124,9 +128,9 @@ def test_vmap_equals_one_by_one(axes: tuple[int | None, int | None]) -> None:
     def run(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, ...]:
         return value_and_gradients(conv.conv2d, x, kernel)
 
-    together, run = jax.jit(jax.vmap(run, axes))(x, kernel), jax.jit(run)
+    together, one = jit(jax.vmap(run, axes))(x, kernel), jit(run)
     for i in range(2):
-        alone = run(x[i] if axes[0] == 0 else x, kernel[i] if axes[1] == 0 else kernel)
+        alone = one(x[i] if axes[0] == 0 else x, kernel[i] if axes[1] == 0 else kernel)
         for a, b in zip(together, alone, strict=True):
             np.testing.assert_allclose(a[i], b, **ROUNDING)
     # A batched kernel must not become a grouped convolution, which is tens of times slower on CPUs.
@@ -140,7 +144,7 @@ def test_sharded_batch_equals_one_device() -> None:
     mesh = jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,))
     shards = NamedSharding(mesh, PartitionSpec("data"))
     x, kernel = normal(0, 8, 7, 6, 4), normal(1, 3, 3, 4, 3)
-    run = jax.jit(partial(value_and_gradients, conv.conv2d))
+    run = jit(partial(value_and_gradients, conv.conv2d))
     for a, b in zip(run(jax.device_put(x, shards), kernel), run(x, kernel), strict=True):
         np.testing.assert_allclose(a, b, **ROUNDING)
 
@@ -163,5 +167,5 @@ def test_conv_is_flax_conv() -> None:
     x = normal(0, 1, 9, 8, 4)
     flax_conv = nn.Conv(3, (3, 3), strides=2, padding=1)
     variables = {"params": {"kernel": normal(1, 3, 3, 4, 3), "bias": normal(2, 3)}}
-    got, want = jax.jit(lambda v, x: (conv.Conv(3, stride=2).apply(v, x), flax_conv.apply(v, x)))(variables, x)
+    got, want = jit(lambda v, x: (conv.Conv(3, stride=2).apply(v, x), flax_conv.apply(v, x)))(variables, x)
     np.testing.assert_allclose(got, want, **ROUNDING)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,10 @@ import pytest
 from ophjax import trees
 from ophjax.nets.blocks import crop_to, pad_to_multiple
 from ophjax.nets.unet import ResUNet, UNet
+
+# These tests are about values of small programs: compiling is nearly all they cost, so it is kept light.
+LIGHT = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+jit = partial(jax.jit, compiler_options=LIGHT)
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
@@ -62,7 +68,7 @@ def test_odd_sizes_keep_their_size(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("size", [(5, 8), (7, 13), (8, 8)])
 def test_padding_is_undone_by_cropping(size: tuple[int, int]) -> None:
     x = normal(0, 2, *size, 3)
-    padded, cropped = jax.jit(lambda x: (padded := pad_to_multiple(x, 8), crop_to(padded, *size)))(x)
+    padded, cropped = jit(lambda x: (padded := pad_to_multiple(x, 8), crop_to(padded, *size)))(x)
     assert all(side % 8 == 0 and side - given < 8 for side, given in zip(padded.shape[1:3], size, strict=True))
     np.testing.assert_array_equal(cropped, x)
     # The frame repeats the edge: nothing is there that was not in the image.
@@ -72,9 +78,9 @@ def test_padding_is_undone_by_cropping(size: tuple[int, int]) -> None:
 def test_odd_sizes_are_padded_inside() -> None:
     net = UNet(1, width=4, depth=1, norm="group")
     x = normal(1, 1, 7, 5, 3)
-    variables = jax.jit(lambda x: net.init(jax.random.key(0), x, train=False))(x)
+    variables = jax.tree.map(lambda leaf: 0.3 * normal(0, *leaf.shape), shapes(net, (7, 5))[1])
 
-    @jax.jit
+    @jit
     def both(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         padded = net.apply(variables, pad_to_multiple(x, 2), train=False)
         return net.apply(variables, x, train=False), crop_to(padded, 7, 5)

@@ -43,9 +43,7 @@ def make(config: Config) -> Dataset:
     root = files.folder_at(config.root)
     found = [folder for folder in OFFICIAL if (root / folder).is_dir()]
     if not found:
-        raise InputError(
-            f"{root} has neither Training/ nor Test/. Give the folder that holds them: --data.root."
-        )
+        raise InputError(f"{root} has neither Training/ nor Test/. Give the folder that holds them: --data.root.")
     table = root / "labels.csv"
     labels = files.read_labels(table, key="image", column="glaucoma", values=("0", "1"))
     records = []
@@ -59,6 +57,4 @@ def make(config: Config) -> Dataset:
                 raise InputError(f"Image {path} has no mask in {root / folder / 'GT_roi'}. Add it.")
             # Every image is its own group: there is one eye of each patient.
             records.append(Record(stem, path, masks[stem], files.label_of(labels, path, table), stem, part))
-    return files.assemble(
-        "drishti", records, code=parse_code("drishti"), classes=("normal", "glaucoma"), config=config
-    )
+    return files.assemble("drishti", records, code=parse_code("drishti"), classes=("normal", "glaucoma"), config=config)

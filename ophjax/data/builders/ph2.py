@@ -53,9 +53,7 @@ def make(config: Config) -> Dataset:
         Record(stem, path, masks.get(stem), int(files.label_of(diagnoses, path, table) == 2), stem)
         for stem, path in pictures.items()
     ]
-    return files.assemble(
-        "ph2", records, code=parse_code("lesion=1,255"), classes=("nevus", "melanoma"), config=config
-    )
+    return files.assemble("ph2", records, code=parse_code("lesion=1,255"), classes=("nevus", "melanoma"), config=config)
 
 
 def _published(root: Path) -> tuple[dict[str, Path], dict[str, Path]]:

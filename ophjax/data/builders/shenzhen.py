@@ -46,9 +46,7 @@ def make(config: Config) -> Dataset:
     for stem, path in pictures.items():
         match = NAME.fullmatch(stem)
         if match is None:
-            raise InputError(
-                f"{path} is not called CHNCXR_nnnn_0 or CHNCXR_nnnn_1. Give it its official name."
-            )
+            raise InputError(f"{path} is not called CHNCXR_nnnn_0 or CHNCXR_nnnn_1. Give it its official name.")
         records.append(Record(stem, path, masks.get(stem), int(match[1]), stem))
     return files.assemble(
         "shenzhen", records, code=parse_code("lung=1,255"), classes=("normal", "tuberculosis"), config=config

@@ -1,0 +1,131 @@
+"""Compare a method with its baselines and controls over seeds: python experiments/compare.py --method seatrans
+
+Every variant sees the same images and, where it has one, the same segmenter for a seed; finished runs are kept, so
+the command goes on where it was stopped. All other options are those of run.py.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from pathlib import Path
+
+import presets
+import run
+from ophjax import methods
+from ophjax.data import DATASETS
+from ophjax.errors import InputError
+from ophjax.train.logs import read_events
+
+VARIANTS: dict[str, dict[str, list[str]]] = {
+    "seatrans": {
+        "seatrans": [],
+        "image-only": ["--method.baseline", "image-only"],
+        "mask-concat": ["--method.baseline", "mask-concat"],
+        "same-scale": ["--method.baseline", "same-scale"],
+        "single-attention": ["--method.baseline", "single-attention"],
+        "features shuffled": ["--method.control", "features"],
+        "labels shuffled": ["--method.control", "labels"],
+    },
+}
+"""Options of each variant; the first is the method, which the others are compared with."""
+
+SHARED: dict[str, tuple[str, list[str]]] = {"seatrans": ("segmenter", ["--method.segmenter-steps", "0"])}
+"""A network that the first variant trains and the others take over, and what they need not train then."""
+
+
+def arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Reads the options of this command; the rest is for run.py."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--method", default="seatrans", help=f"one of {', '.join(VARIANTS)}")
+    parser.add_argument("--data", default="phantoms", help=f"one of {', '.join(DATASETS)}")
+    parser.add_argument("--preset", default="demo", help=f"one of {', '.join(presets.PRESETS)}")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds (of data or split, and of training)")
+    parser.add_argument("--first-seed", type=int, default=0, help="the first of them")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="only these; the method itself always runs")
+    parser.add_argument("--runs", type=Path, default=Path("runs/compare"), help="folder of the runs and the table")
+    return parser.parse_known_args(argv)
+
+
+def one_run(options: argparse.Namespace, variant: str, seed: int, rest: list[str]) -> dict[str, float]:
+    """Trains one variant with one seed, if that was not done before, and returns its test scores."""
+    chosen = VARIANTS[options.method]
+    main = next(iter(chosen))
+    folder = f"{options.method}-{options.data}-{options.preset}-{variant.replace(' ', '-')}-{seed}"
+    seed_of_data = "--data.seed" if options.data == "phantoms" else "--data.split-seed"
+    argv = [
+        "--method", options.method, "--data", options.data, "--preset", options.preset, "--runs", str(options.runs),
+        "--name", folder, "--train.seed", str(seed), seed_of_data, str(seed), *chosen[variant], *rest,
+    ]  # fmt: skip
+    if variant not in (main, "image-only") and options.method in SHARED:
+        network, saved = SHARED[options.method]
+        source = options.runs / f"{options.method}-{options.data}-{options.preset}-{main}-{seed}"
+        argv += ["--start-from", f"{network}={source}", *saved]
+    if (options.runs / folder / "config.json").exists():
+        argv.append("--resume")
+    code = run.run(argv)
+    if code:
+        raise SystemExit(code)
+    return next(e["scores"] for e in read_events(options.runs / folder / "metrics.jsonl") if e["event"] == "test")
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation over seeds."""
+    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
+    return f"{statistics.mean(values):.3f} ± {deviation:.3f}"
+
+
+def table(scores: dict[str, list[dict[str, float]]]) -> str:
+    """Makes the Markdown table: each variant's scores, and its AUC against the method's, seed by seed."""
+    main = next(iter(scores))
+    names = {name for found in scores.values() for name in found[0]}
+    regions = sorted(name for name in names if name.startswith("dice_") and f"{name}_low" in names)
+    columns = ["auc", "accuracy", "f1", *regions]
+    lines = [
+        f"| variant | {' | '.join(columns)} | auc: {main} minus this | seeds |",
+        f"|---|{'---|' * (len(columns) + 2)}",
+    ]
+    for variant, found in scores.items():
+        cells = [spread([one[c] for one in found]) if all(c in one for one in found) else "" for c in columns]
+        gains = [ours["auc"] - theirs["auc"] for ours, theirs in zip(scores[main], found, strict=True)]
+        gain = "" if variant == main else f"{spread(gains)} (min {min(gains):+.3f}, max {max(gains):+.3f})"
+        lines.append(f"| {variant} | {' | '.join(cells)} | {gain} | {len(found)} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Runs the comparison and prints its table."""
+    options, rest = arguments(sys.argv[1:])
+    try:
+        methods.load(options.method)
+        chosen = VARIANTS[options.method]
+        wanted = [name for name in chosen if not options.variants or name in {next(iter(chosen)), *options.variants}]
+        unknown = set(options.variants or []) - set(chosen)
+        if unknown or options.seeds < 1:
+            raise InputError(
+                f"--variants {sorted(unknown)} --seeds {options.seeds}: expected variants out of {', '.join(chosen)} "
+                "and at least one seed."
+            )
+        scores = {
+            variant: [
+                one_run(options, variant, seed, rest)
+                for seed in range(options.first_seed, options.first_seed + options.seeds)
+            ]
+            for variant in wanted
+        }
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    text = table(scores)
+    stem = options.runs / f"{options.method}-{options.data}-{options.preset}"
+    stem.with_suffix(".json").write_text(json.dumps(scores, indent=1) + "\n")
+    stem.with_suffix(".md").write_text(text + "\n")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
