@@ -14,7 +14,7 @@ PRESETS = ("demo", "paper", "smoke")
 DEMO: dict[str, dict[str, Any]] = {
     "seatrans": dict(
         segmenter_depth=10, segmenter_width=16, decoder_width=16, depth=10, width=16, tokens=8,
-        segmenter_lr=2e-3, lr=5e-4, schedule="cosine", segmenter_steps=400, steps=400,
+        segmenter_lr=2e-3, lr=5e-4, schedule="cosine", segmenter_steps=400, steps=240,
     ),
 }  # fmt: skip
 SMOKE: dict[str, dict[str, Any]] = {

@@ -78,8 +78,8 @@ def test_methods_import_where_only_jax_flax_optax_einops_are_installed():
     """In a fresh process that refuses all other third-party packages (an accelerator box may lack them)."""
     code = f"""
 import importlib, importlib.abc, sys
-HEAVY = ("grain", "tensorflow_datasets", "orbax.checkpoint", "tyro", "matplotlib", "sklearn", "PIL", "tqdm", "jaxtyping",
-         "chex")
+HEAVY = ("grain", "tensorflow_datasets", "orbax.checkpoint", "tyro", "matplotlib", "sklearn", "PIL", "tqdm",
+         "jaxtyping", "chex")
 class Refuse(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name.startswith(HEAVY) and name.split(".")[0] not in FLAX_NEEDS:

@@ -1,9 +1,9 @@
 """Convolutions in the formulation that runs best on the present backend.
 
 XLA lowers several convolutions badly on CPUs: depthwise ones, transposed ones, 1x1, those on maps of a few positions,
-kernel gradients with few output channels, and those batched over kernels. The functions here compute what
-``lax.conv_general_dilated`` computes, to rounding, and choose at trace time by ``jax.default_backend()`` and by
-shape. On GPUs and TPUs they are ``lax``'s own.
+kernel gradients with few output channels, those batched over kernels, and all gradients inside loops. The functions
+here compute what ``lax.conv_general_dilated`` computes, to rounding, and choose at trace time by
+``jax.default_backend()`` and by shape. On GPUs and TPUs they are ``lax``'s own.
 
 On CPUs most convolutions carry their own gradient: reverse mode (``grad``, ``vjp``, ``jacrev``) works, forward mode
 (``jvp``, ``jacfwd``) does not.
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 # up to 80 times slower where a side of the map is smaller than the kernel (3x3 on 2x2 positions, 512 channels),
 # and so is its input gradient of a stride-2 convolution that ends there.
 _FEW_POSITIONS = 16
-# Up to this many columns, and where the input is wider, im2col of the cotangent is the cheaper kernel gradient.
-_NARROW = 256
+_NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 def conv2d(
@@ -171,7 +170,7 @@ def _lax_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: int, groups
         kernel,
         (stride, stride),
         ((padding, padding), (padding, padding)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        dimension_numbers=_NHWC,
         feature_group_count=groups,
     )
 
@@ -211,31 +210,45 @@ def _conv_backward(
     stride: int, padding: int, residuals: tuple[jax.Array, jax.Array], g: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
+    of_input = _vmappable(lambda g, kernel: _input_gradient(g, kernel, x.shape[1:3], stride, padding))
     size = kernel.shape[0]
-
-    def input_gradient(g: jax.Array, kernel: jax.Array) -> jax.Array:
-        like = jax.ShapeDtypeStruct((g.shape[0], *x.shape[1:]), g.dtype)
-        return jax.linear_transpose(lambda x: _lax_conv(x, kernel, stride, padding), like)(g)[0]
-
-    def kernel_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
-        if stride == 1 and padding < size and size * size * g.shape[3] <= _NARROW and 2 * g.shape[3] < x.shape[3]:
-            return _narrow_kernel_gradient(x, g, size, padding)
-        return jax.linear_transpose(lambda kernel: _lax_conv(x, kernel, stride, padding), kernel)(g)[0]
-
-    one_by_one = jax.custom_batching.sequential_vmap(kernel_gradient)
-    return _vmappable(input_gradient)(g, kernel), one_by_one(x, g)
+    of_kernel = jax.custom_batching.sequential_vmap(lambda x, g: _kernel_gradient(x, g, size, stride, padding))
+    return of_input(g, kernel), of_kernel(x, g)
 
 
 _conv.defvjp(_conv_forward, _conv_backward)
 
+# XLA would derive both gradients as convolutions with exchanged dimensions and bring them into the form that it has
+# fast code for, but on CPUs it does so at the top level of a program only: inside a scan, a cond or a map they are
+# a hundred times slower. Here the dimensions are exchanged by transposes.
 
-def _narrow_kernel_gradient(x: jax.Array, g: jax.Array, size: int, padding: int) -> jax.Array:
-    # kernel[i, j] collects x[p] g[p - (i, j) + padding]: the cotangent is shifted, the other way, not the input.
-    height, width = x.shape[1:3]
-    columns = _columns(_pad(g, size - 1 - padding), size, height, width, 1)
-    product = jnp.einsum("bhwc,bhwd->cd", x, columns, preferred_element_type=jnp.float32)
-    product = product.reshape(x.shape[3], size, size, -1)[:, ::-1, ::-1]
-    return product.transpose(1, 2, 0, 3).astype(x.dtype)
+
+def _input_gradient(g: jax.Array, kernel: jax.Array, shape: tuple[int, ...], stride: int, padding: int) -> jax.Array:
+    size = kernel.shape[0]
+    sides = [(size - 1 - padding, n + padding - (m - 1) * stride - 1) for n, m in zip(shape, g.shape[1:3], strict=True)]
+    turned = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
+    return lax.conv_general_dilated(g, turned, (1, 1), sides, lhs_dilation=(stride, stride), dimension_numbers=_NHWC)
+
+
+def _kernel_gradient(x: jax.Array, g: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
+    # Channels take the place of the batch and the batch that of the channels summed over.
+    if stride == 1 and 4 * g.shape[3] <= x.shape[3]:
+        # The side that slides should be the narrower one.
+        low = size - 1 - padding
+        turned = lax.conv_general_dilated(
+            g.transpose(3, 1, 2, 0), x.transpose(1, 2, 0, 3), (1, 1), [(low, low)] * 2, dimension_numbers=_NHWC
+        )
+        return turned[:, ::-1, ::-1].transpose(1, 2, 3, 0)
+    sides = [(padding, (m - 1) * stride + size - padding - n) for n, m in zip(x.shape[1:3], g.shape[1:3], strict=True)]
+    y = lax.conv_general_dilated(
+        x.transpose(3, 1, 2, 0),
+        g.transpose(1, 2, 0, 3),
+        (1, 1),
+        sides,
+        rhs_dilation=(stride, stride),
+        dimension_numbers=_NHWC,
+    )
+    return y.transpose(1, 2, 0, 3)
 
 
 def _pad(x: jax.Array, padding: int) -> jax.Array:

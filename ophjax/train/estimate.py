@@ -63,7 +63,8 @@ def describe(plan: dict[str, Any]) -> str:
     """Says an estimate in words."""
     lines = [
         f"{plan['method']} on {plan['data']}, preset {plan['preset']}: nothing was trained.",
-        f"mesh       data {plan['mesh']['data']} x model {plan['mesh']['model']}, {plan['devices']} x {plan['platform']}",
+        f"mesh       data {plan['mesh']['data']} x model {plan['mesh']['model']}",
+        f"devices    {plan['devices']} x {plan['platform']}",
         f"batch      {plan['batch_size']} images of {' x '.join(map(str, plan['image']))}",
     ]
     for name, parameters in plan["networks"].items():

@@ -53,7 +53,8 @@ def assert_equal(
         np.testing.assert_allclose(a, b, **ROUNDING)
 
 
-# One case for each branch of conv2d: 1x1, few positions, few output channels, and the general one.
+# One case for each branch of conv2d: 1x1, few positions, few output channels, and the general one, whose last rows may
+# be met by no tap (11 x 10 with stride 2).
 CASES = [
     ((2, 7, 6, 5), 1, 4, 1),
     ((2, 7, 6, 5), 1, 4, 2),
@@ -137,6 +138,15 @@ def test_vmap_equals_one_by_one(axes: tuple[int | None, int | None]) -> None:
     program = str(jax.make_jaxpr(jax.vmap(run, axes))(x, kernel))
     assert "feature_group_count=2" not in program
     assert "batch_group_count=2" not in program
+
+
+@pytest.mark.parametrize(("features", "stride"), [(4, 1), (4, 2), (1, 1)])
+def test_gradients_are_in_the_form_that_is_fast_inside_loops(features: int, stride: int) -> None:
+    function = partial(value_and_gradients, partial(conv.conv2d, stride=stride))
+    program = str(jax.make_jaxpr(function)(normal(0, 2, 12, 12, 4), normal(1, 3, 3, 4, features)))
+    # Batch, height, width, channels in and out, and the kernel as it is stored.
+    plain = "ConvDimensionNumbers(lhs_spec=(0, 3, 1, 2), rhs_spec=(3, 2, 0, 1), out_spec=(0, 3, 1, 2))"
+    assert program.count(plain) == program.count("ConvDimensionNumbers(") == 3
 
 
 def test_sharded_batch_equals_one_device() -> None:
