@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ophjax.data import fundus
-from ophjax.data.sources import Dataset
+from ophjax.data.sources import Cached, Dataset
 from ophjax.errors import InputError, unknown
 
 LOW, HIGH = 0.50, 0.69
@@ -316,7 +316,7 @@ def make(config: Config) -> Dataset:
         name="phantoms",
         regions=("disc", "cup"),
         classes=("healthy", "glaucoma"),
-        splits={split: Phantoms(config, _FIRST[split], count) for split, count in counts.items()},
+        splits={split: Cached(Phantoms(config, _FIRST[split], count)) for split, count in counts.items()},
         note=f"Drawn from seed {config.seed}: masks and train are prefixes of one range of indices, val and test "
         "come from ranges of their own.",
     )
