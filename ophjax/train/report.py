@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
@@ -269,11 +268,9 @@ def commands(run: Run) -> str:
     if not command:
         return ""
     resume = command if "--resume" in command.split() else f"{command} --resume"
-    predict = f"python experiments/predict.py {shlex.quote(run.folder.as_posix())} YOUR_IMAGE.png"
     lines = {
         "The command of this run": command,
         "Go on after a stop": resume,
-        "Use the trained networks on an image of your own": predict,
     }
     return "".join(f"<h3>{title}</h3><pre>{escape(line)}</pre>" for title, line in lines.items())
 

@@ -99,5 +99,5 @@ def draw_samples(data: Dataset, config: Config, fitted: Fitted, key: jax.Array) 
     kept = {name: value[real] for name, value in samples.items()}
     if "attention" in kept:
         maps_count = kept["attention"].shape[1]
-        kept["attention_names"] = np.array(json.dumps([f"SeA {i + 1}" for i in range(maps_count)]))
+        kept["attention_names"] = np.array(json.dumps([f"attention {i + 1}" for i in range(maps_count)]))
     return kept

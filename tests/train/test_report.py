@@ -72,7 +72,6 @@ def test_it_says_what_a_reader_needs(page):
     for words in (
         "python experiments/run.py --method seatrans --name first --method.loss 'a<b'",
         "--resume",
-        "experiments/predict.py",
         "finished",
         "AUC",
         "95 % bootstrap interval",
