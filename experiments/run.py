@@ -109,6 +109,8 @@ def run(argv: list[str]) -> int:
         print(json.dumps(plan) if options.json else estimate.describe(plan))
         return 0
 
+    if Path(options.name).name != options.name or options.name == "..":
+        raise InputError(f"--name {options.name!r} is a path; give a plain name, and the folder around it by --runs.")
     folder = options.runs / (options.name or f"{chosen.method}-{chosen.data}-{chosen.preset}-seed{config.train.seed}")
     about = {
         "command": shlex.join(["python", "experiments/run.py", *argv]),

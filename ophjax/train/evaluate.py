@@ -36,11 +36,20 @@ def compile_forward(method: Method, mesh: Mesh, shardings: Any) -> Forward:
 
 
 def gather(
-    forward: Forward, key: Key, state: TrainState, batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh
+    forward: Forward,
+    key: Key,
+    state: TrainState,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    mesh: Mesh,
+    *,
+    check: Callable[[dict[str, float]], None] = lambda sums: None,
 ) -> dict[str, np.ndarray]:
     """Runs a split through ``forward`` and returns its rows in the order of the source, padding dropped.
 
     Metrics come back as ``{name: value / count}``, NaN where an example does not count.
+
+    Args:
+      check: given the sum of every row that is no metric, may raise where one is NaN: the net has diverged.
     """
     found: list[dict[str, np.ndarray]] = []
     pending = None
@@ -55,6 +64,7 @@ def gather(
     real = table["weight"] > 0
     order = np.argsort(table["index"][real], kind="stable")
     table = {name: value[real][order] for name, value in table.items()}
+    check({name: float(value.sum()) for name, value in table.items() if not name.startswith("metric/")})
     return {name.removeprefix("metric/"): ratio(value) if name.startswith("metric/") else value
             for name, value in table.items()}  # fmt: skip
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +14,7 @@ from typing import Any
 
 import jax
 
-from ophjax.errors import DivergedError
+from ophjax.errors import DivergedError, InputError
 from ophjax.types import Logs
 
 
@@ -26,20 +28,46 @@ def plain(value: Any) -> Any:
 
 
 class EventLog:
-    """Appends events to ``metrics.jsonl``; with ``path=None`` (processes other than the first) says nothing."""
+    """Appends events to ``metrics.jsonl``; with ``path=None`` (processes other than the first) says nothing.
+
+    Raises:
+      InputError: on making or writing, where the disk is full or the folder cannot be written.
+    """
 
     def __init__(self, path: Path | None) -> None:
-        self._file = path.open("a", encoding="utf-8") if path else None
+        self._path, self._file = path, None
+        if path is None:
+            return
+        try:
+            # Unbuffered: what could not be written is not tried again on closing.
+            self._file = path.open("ab", buffering=0)
+            if path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
+                self._append(b"\n")  # a killed process left half a line, which must not swallow the next
+        except OSError as error:
+            raise self._unwritten(error) from error
 
     def write(self, event: str, **entries: Any) -> None:
-        if self._file:
-            line = {"event": event} | {name: plain(value) for name, value in entries.items()}
-            self._file.write(json.dumps(line | {"time": round(time.time(), 3)}) + "\n")
-            self._file.flush()
+        if self._file is None:
+            return
+        line = {"event": event} | {name: plain(value) for name, value in entries.items()}
+        try:
+            self._append((json.dumps(line | {"time": round(time.time(), 3)}) + "\n").encode())
+        except OSError as error:
+            raise self._unwritten(error) from error
 
     def close(self) -> None:
         if self._file:
             self._file.close()
+
+    def _append(self, text: bytes) -> None:
+        if self._file.write(text) < len(text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _unwritten(self, error: OSError) -> InputError:
+        return InputError(
+            f"{self._path} could not be written: {error.strerror or error}. What was saved before is whole: make room "
+            "or mend the folder's permissions, then run the same command with --resume."
+        )
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
@@ -101,7 +129,7 @@ class StepLog:
         values: dict[str, float] = {}
         for done, logs in self._pending:
             values = {name: float(value) for name, value in jax.device_get(logs).items()}
-            self._check(done, values)
+            self.check(done, values)
         rate = (done - self._mark) * self._batch_size / max(time.perf_counter() - self._since, 1e-9)
         self._log.write("train", stage=self._stage, step=self._before + done, images_per_s=round(rate, 2), **values)
         text = {name: f"{value:.4g}" for name, value in values.items()}
@@ -122,7 +150,8 @@ class StepLog:
         if self._bar is not None:
             self._bar.close()
 
-    def _check(self, done: int, values: Mapping[str, float]) -> None:
+    def check(self, done: int, values: Mapping[str, float]) -> None:
+        """Raises DivergedError, and logs it, where one of the values of step ``done`` is NaN or infinite."""
         wrong = ", ".join(name for name, value in values.items() if not math.isfinite(value))
         if not wrong:
             return

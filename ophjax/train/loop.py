@@ -163,12 +163,12 @@ def run_stage(run: Run, place: Place, state: TrainState, stop: StopRequest) -> t
     )  # fmt: skip
     while True:
         asked = stop.asked or run.saved.should_stop(place.before + done)
-        fresh = done > place.done or (place.data is None and done == stage.steps)
+        fresh = done > place.done
         due = fresh and (done == stage.steps or done % config.eval_every == 0)
         if due or (asked and fresh):
             lines.flush()  # a loss that is NaN must end the run before anything is saved
             # Evaluated on the old state, since the next step takes its memory.
-            score = evaluate(run, stage, state, place.before + done) if due else None
+            score = evaluate(run, stage, state, place.before + done, lines) if due else None
             # The data stream is saved before it moves, so that after a restart the next batch comes again.
             meta = {"stage": stage.name, "done": done, "before": place.before, "data": batches.get_state()}
             run.saved.save(place.before + done, state, run.about | meta, watch=score if last else None)
@@ -186,10 +186,18 @@ def run_stage(run: Run, place: Place, state: TrainState, stop: StopRequest) -> t
     return state, done
 
 
-def evaluate(run: Run, stage: Stage, state: TrainState, step: int) -> float | None:
-    """Scores the validation split, logs it, and returns the watched score where it is a number."""
+def evaluate(run: Run, stage: Stage, state: TrainState, step: int, lines: StepLog) -> float | None:
+    """Scores the validation split, logs it, and returns the watched score where it is a number.
+
+    Raises:
+      DivergedError: the predictions are not numbers.
+    """
     batches = eval_split(run.data, "val", run.config, run.mesh)
-    scores = run.method.scores(gather(run.forward, at(run.root, "val"), state, batches, run.mesh))
+
+    def check(sums: dict[str, float]) -> None:
+        lines.check(step, {f"{name} (validation)": total for name, total in sums.items()})
+
+    scores = run.method.scores(gather(run.forward, at(run.root, "val"), state, batches, run.mesh, check=check))
     run.log.write("eval", split="val", stage=stage.name, step=step, **scores)
     watched = scores.get(run.method.watch, math.nan)
     return watched if math.isfinite(watched) else None
