@@ -14,7 +14,7 @@ from typing import Any
 import presets
 from ophjax import data as datasets
 from ophjax import methods
-from ophjax.errors import InputError
+from ophjax.errors import DivergedError, InputError
 from ophjax.train import host
 
 STOPPED = 75
@@ -129,18 +129,23 @@ def run(argv: list[str]) -> int:
         say(f"{folder} is finished: see {folder / 'report.html'}. Nothing to do; give another --name for another run.")
         return 0
     say(f"Training {chosen.method} on {chosen.data}: {folder} ({jax.device_count()} x {jax.devices()[0].platform})")
-    fitted = loop.fit(
-        method,
-        data,
-        config.train,
-        folder,
-        about={name: about[name] for name in ("method", "data", "config", "versions")},
-        resume=options.resume,
-        redraw=lambda: report.write_report(folder),
-        prepare=lambda state: checkpoint.take_networks(state, options.start_from),
-    )
+    try:
+        fitted = loop.fit(
+            method,
+            data,
+            config.train,
+            folder,
+            about={name: about[name] for name in ("method", "data", "config", "versions")},
+            resume=options.resume,
+            redraw=lambda: report.write_report(folder),
+            prepare=lambda state: checkpoint.take_networks(state, options.start_from),
+        )
+    except DivergedError:
+        if jax.process_index() == 0:
+            report.write_report(folder)  # the curves show where it went wrong
+        raise
     if fitted.stopped:
-        say(f"Stopped and saved. Go on with: {about['command']} --resume")
+        say(f"Stopped and saved. Go on with: {about['command']}{'' if options.resume else ' --resume'}")
         return STOPPED
     scores = results.conclude(method, data, config.train, folder, fitted)
     if jax.process_index() == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,20 @@ class Checkpoints:
     """The checkpoints of one run: the last ``keep`` and the best by one score.
 
     A checkpoint is a state (arrays, sharded as they are) and a ``meta`` dictionary (JSON). Saving returns
-    at once; a checkpoint that was not finished when the process died is never offered again.
+    at once; a checkpoint that was not finished when the process died is never offered again. With ``read_only``
+    the folder, which may be that of a run still going on, is left as it is.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 2) -> None:
+    def __init__(self, folder: Path, *, keep: int = 2, read_only: bool = False) -> None:
         from orbax import checkpoint as ocp
         from orbax.checkpoint import checkpoint_managers as policies
 
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        # Orbax logs tracebacks of what it raises as well.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        # One copy of what is replicated is written whole. By default Orbax cuts each leaf into one slice a device,
+        # which for the hundreds of small leaves of these nets takes many times as long as writing them.
+        whole = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+        ocp.type_handlers.register_type_handler(jax.Array, whole, override=True)
         self.folder = folder
         self._ocp = ocp
         self._manager = ocp.CheckpointManager(
@@ -42,7 +49,9 @@ class Checkpoints:
                     ]
                 ),
                 best_fn=lambda scores: scores["watch"],
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=not read_only,
+                create=not read_only,
+                read_only=read_only,
             ),
         )
 
@@ -88,18 +97,27 @@ class Checkpoints:
                 step, args=self._ocp.args.Composite(state=self._ocp.args.StandardRestore(like))
             )["state"]
         except Exception as error:  # Orbax and TensorStore raise many kinds, all of which mean this.
-            reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
             raise InputError(
                 f"Checkpoint {self.folder / str(step)} does not fit this method and configuration, or is damaged: "
-                f"{reason} Run the command in the run's config.json, or delete that folder to go on from the "
-                "checkpoint before it."
+                f"{first_line(error)} Run the command in the run's config.json, or delete that folder to go on from "
+                "the checkpoint before it."
             ) from error
 
     def read(self, step: int) -> dict[str, Any]:
-        """Reads the state of ``step`` as plain dictionaries of NumPy arrays, whatever it was made of."""
-        return self._manager.restore(step, args=self._ocp.args.Composite(state=self._ocp.args.StandardRestore()))[
-            "state"
-        ]
+        """Reads the state of ``step`` as plain dictionaries of NumPy arrays, whatever it was made of.
+
+        Raises:
+          InputError: the checkpoint is damaged.
+        """
+        try:
+            return self._manager.restore(step, args=self._ocp.args.Composite(state=self._ocp.args.StandardRestore()))[
+                "state"
+            ]
+        except Exception as error:  # Orbax and TensorStore raise many kinds, all of which mean this.
+            raise InputError(
+                f"Checkpoint {self.folder / str(step)} cannot be read: {first_line(error)} Delete that folder to use "
+                "the checkpoint before it."
+            ) from error
 
     def should_stop(self, step: int) -> bool:
         """Whether the cluster has announced that it takes the machines back (several processes only)."""
@@ -113,13 +131,23 @@ class Checkpoints:
             raise self._unwritten(error) from error
 
     def close(self) -> None:
-        self._manager.close()
+        """Waits for what is being written, and ends."""
+        try:
+            self._manager.close()
+        except (OSError, ValueError) as error:
+            raise self._unwritten(error) from error
 
     def _unwritten(self, error: Exception) -> InputError:
         return InputError(
             f"A checkpoint could not be written to {self.folder}: {error}. Earlier checkpoints are whole: make room "
             "or mend the folder's permissions, then run the same command with --resume."
         )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text without TensorStore's appendix, or its kind where it has none."""
+    text = str(error).strip().partition(" See full TensorStore details")[0]
+    return text.splitlines()[0][:300] if text else type(error).__name__
 
 
 def take_networks(state: TrainState, sources: Sequence[str]) -> TrainState:
@@ -137,10 +165,9 @@ def take_networks(state: TrainState, sources: Sequence[str]) -> TrainState:
         path = Path(folder) / "checkpoints"
         if not folder or not path.is_dir():
             raise InputError(f"--start-from {source}: expected NETWORK=RUN_FOLDER, a run with checkpoints in it.")
-        saved = Checkpoints(path)
-        steps = saved.steps()
-        found = saved.read(steps[-1]) if steps else {"params": {}, "extra": {}}
-        saved.close()
+        with closing(Checkpoints(path, read_only=True)) as saved:
+            steps = saved.steps()
+            found = saved.read(steps[-1]) if steps else {"params": {}, "extra": {}}
         old = {"params": found["params"].get(name), "stats": found["extra"].get("batch_stats", {}).get(name)}
         new = {"params": state.params.get(name), "stats": state.extra.get("batch_stats", {}).get(name)}
         shapes = [{path: leaf.shape for path, leaf in trees.named_leaves(tree).items()} for tree in (old, new)]

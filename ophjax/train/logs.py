@@ -129,7 +129,7 @@ class StepLog:
         values: dict[str, float] = {}
         for done, logs in self._pending:
             values = {name: float(value) for name, value in jax.device_get(logs).items()}
-            self.check(done, values)
+            self.check(self._before + done, values)
         rate = (done - self._mark) * self._batch_size / max(time.perf_counter() - self._since, 1e-9)
         self._log.write("train", stage=self._stage, step=self._before + done, images_per_s=round(rate, 2), **values)
         text = {name: f"{value:.4g}" for name, value in values.items()}
@@ -150,12 +150,12 @@ class StepLog:
         if self._bar is not None:
             self._bar.close()
 
-    def check(self, done: int, values: Mapping[str, float]) -> None:
-        """Raises DivergedError, and logs it, where one of the values of step ``done`` is NaN or infinite."""
+    def check(self, step: int, values: Mapping[str, float]) -> None:
+        """Raises DivergedError, and logs it, where one of the values of ``step`` (over all stages) is no number."""
         wrong = ", ".join(name for name, value in values.items() if not math.isfinite(value))
         if not wrong:
             return
-        step, kept = self._before + done, self._kept()
+        kept = self._kept()
         self._log.write("diverged", stage=self._stage, step=step, entries=wrong)
         good = f"The last good checkpoint is that of step {kept[-1]}." if kept else "No checkpoint had been saved yet."
         raise DivergedError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,7 +61,7 @@ class Place(NamedTuple):
     stage: int = 0
     done: int = 0
     before: int = 0
-    data: Any = None
+    stream: Any = None
 
 
 class Run(NamedTuple):
@@ -113,17 +114,18 @@ def fit(
     run = Run(
         method, data, config, mesh, shardings, root, compile_forward(method, mesh, shardings), log, saved, about, redraw
     )
-    newest = saved.steps()[-1:] if resume else []
-    if newest:
-        place = place_of(method, saved.meta(newest[0]))
-        state = saved.restore(newest[0], meshes.with_shardings(abstract, shardings))
-        log.write("resume", stage=method.stages[place.stage].name, step=newest[0])
-    else:
-        place = Place()
-        state = prepare(compile_init(method, batch, shardings)(at(root, "init")))
-        counts = {name: trees.count(tree) for name, tree in abstract.params.items()}
-        log.write("start", devices=jax.device_count(), mesh=dict(mesh.shape), parameters=counts)
-    with StopRequest() as stop:
+    # Whatever ends the run, what is being saved is saved to its end.
+    with closing(log), closing(saved), StopRequest() as stop:
+        newest = saved.steps()[-1:] if resume else []
+        if newest:
+            place = place_of(method, saved.meta(newest[0]), about)
+            state = saved.restore(newest[0], meshes.with_shardings(abstract, shardings))
+            log.write("resume", stage=method.stages[place.stage].name, step=newest[0])
+        else:
+            place = Place()
+            state = prepare(compile_init(method, batch, shardings)(at(root, "init")))
+            counts = {name: trees.count(tree) for name, tree in abstract.params.items()}
+            log.write("start", devices=jax.device_count(), mesh=dict(mesh.shape), parameters=counts)
         while True:
             state, done = run_stage(run, place, state, stop)
             stage = method.stages[place.stage]
@@ -131,10 +133,8 @@ def fit(
                 break
             place = Place(place.stage + 1, 0, place.before + stage.steps)
         saved.wait()
-    stopped = done < stage.steps
-    log.write("stop" if stopped else "trained", stage=stage.name, step=place.before + done)
-    saved.close()
-    log.close()
+        stopped = done < stage.steps
+        log.write("stop" if stopped else "trained", stage=stage.name, step=place.before + done)
     return Fitted(state, run.forward, mesh, stopped)
 
 
@@ -142,7 +142,7 @@ def run_stage(run: Run, place: Place, state: TrainState, stop: StopRequest) -> t
     """Runs one stage from its place to its end, or until a stop is asked for; returns the steps done in it."""
     config, stage, done = run.config, run.method.stages[place.stage], place.done
     first, last = jax.process_index() == 0, place.stage + 1 == len(run.method.stages)
-    if place.data is None:
+    if place.stream is None:
         # Once per stage: a run that resumes inside the stage has this behind it.
         state = jax.device_put(stage.enter(at(run.root, "enter", stage.name), state), run.shardings)
         run.log.write("stage", stage=stage.name, step=place.before, steps=stage.steps)
@@ -154,36 +154,34 @@ def run_stage(run: Run, place: Place, state: TrainState, stop: StopRequest) -> t
         process=(part, parts),
         threads=config.threads,
     )
-    if place.data is not None:
-        batches.set_state(place.data)
+    if place.stream is not None:
+        batches.set_state(place.stream)
     step = compile_step(stage, run.mesh, run.shardings)
     lines = StepLog(
         run.log, stage.name, total=stage.steps, before=place.before, done=done, every=config.log_every,
         batch_size=config.batch_size, quiet=not first, kept=run.saved.steps,
     )  # fmt: skip
-    while True:
-        asked = stop.asked or run.saved.should_stop(place.before + done)
-        fresh = done > place.done
-        due = fresh and (done == stage.steps or done % config.eval_every == 0)
-        if due or (asked and fresh):
-            lines.flush()  # a loss that is NaN must end the run before anything is saved
-            # Evaluated on the old state, since the next step takes its memory.
-            score = evaluate(run, stage, state, place.before + done, lines) if due else None
-            # The data stream is saved before it moves, so that after a restart the next batch comes again.
-            meta = {"stage": stage.name, "done": done, "before": place.before, "data": batches.get_state()}
-            run.saved.save(place.before + done, state, run.about | meta, watch=score if last else None)
-            run.log.write("save", stage=stage.name, step=place.before + done)
-            if first:
-                run.redraw()
-            lines.restart()
-        if asked or done == stage.steps:
-            break
-        state, logs = step(run.root, state, meshes.place(next(batches), run.mesh))
-        done += 1
-        lines.note(done, logs)  # reads the steps before this one, while this one runs
-    batches.close()
-    lines.close()
-    return state, done
+    with closing(batches), closing(lines):
+        while True:
+            asked = stop.asked or run.saved.should_stop(place.before + done)
+            fresh = done > place.done
+            due = fresh and (done == stage.steps or done % config.eval_every == 0)
+            if due or (asked and fresh):
+                lines.flush()  # a loss that is NaN must end the run before anything is saved
+                # Evaluated on the old state, since the next step takes its memory.
+                score = evaluate(run, stage, state, place.before + done, lines) if due else None
+                # The data stream is saved before it moves, so that after a restart the next batch comes again.
+                meta = {"stage": stage.name, "done": done, "before": place.before, "stream": batches.get_state()}
+                run.saved.save(place.before + done, state, run.about | meta, watch=score if last else None)
+                run.log.write("save", stage=stage.name, step=place.before + done)
+                if first:
+                    run.redraw()
+                lines.restart()
+            if asked or done == stage.steps:
+                return state, done
+            state, logs = step(run.root, state, meshes.place(next(batches), run.mesh))
+            done += 1
+            lines.note(done, logs)  # reads the steps before this one, while this one runs
 
 
 def evaluate(run: Run, stage: Stage, state: TrainState, step: int, lines: StepLog) -> float | None:
@@ -195,7 +193,7 @@ def evaluate(run: Run, stage: Stage, state: TrainState, step: int, lines: StepLo
     batches = eval_split(run.data, "val", run.config, run.mesh)
 
     def check(sums: dict[str, float]) -> None:
-        lines.check(step, {f"{name} (validation)": total for name, total in sums.items()})
+        lines.check(step, {f"{name} of the validation split": total for name, total in sums.items()})
 
     scores = run.method.scores(gather(run.forward, at(run.root, "val"), state, batches, run.mesh, check=check))
     run.log.write("eval", split="val", stage=stage.name, step=step, **scores)
@@ -253,12 +251,22 @@ def require(data: Dataset, split: str) -> Source:
     return data.splits[split]
 
 
-def place_of(method: Method, meta: dict[str, Any]) -> Place:
-    """Finds where to go on from a checkpoint's meta."""
+def place_of(method: Method, meta: dict[str, Any], about: dict[str, Any]) -> Place:
+    """Finds where to go on from a checkpoint's meta.
+
+    Raises:
+      InputError: the checkpoint is of another method, data set or configuration.
+    """
+    for name in ("method", "data", "config"):
+        if meta.get(name) != about.get(name):
+            raise InputError(
+                f"The checkpoint is of another run: its {name} is {meta.get(name)}, this run's {about.get(name)}. Put "
+                "the run's own checkpoints back, or give another --name."
+            )
     names = [stage.name for stage in method.stages]
     if meta["stage"] not in names:
         raise InputError(
             f"The checkpoint was saved in stage {meta['stage']!r}, but this method's stages are {', '.join(names)}. "
             "Run the command that stands in the run's config.json, or give another --name."
         )
-    return Place(names.index(meta["stage"]), meta["done"], meta["before"], meta["data"])
+    return Place(names.index(meta["stage"]), meta["done"], meta["before"], meta["stream"])

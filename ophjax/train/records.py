@@ -9,9 +9,10 @@ import math
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
+import numpy as np
 
 from ophjax.errors import InputError
 from ophjax.train.logs import read_events
@@ -37,26 +38,47 @@ def versions() -> dict[str, str]:
     return found
 
 
-def claim(folder: Path, about: dict[str, Any], *, resume: bool) -> Literal["new", "resumed", "finished"]:
+Claim = Literal["new", "resumed", "finished"]
+
+
+def claim(folder: Path, about: dict[str, Any], *, resume: bool) -> Claim:
     """Takes a folder for a run: writes config.json into a new one, compares it in an old one.
+
+    A run that ended before its first event, because batch and devices did not fit, say, leaves nothing to lose:
+    its folder is as good as new. With several processes the first one decides for all.
 
     Raises:
       InputError: the folder holds another run, or an unfinished one that --resume was not given for.
     """
+    if jax.process_count() == 1:
+        return _claim(folder, about, resume=resume)
+    from jax.experimental import multihost_utils
+
+    claims = get_args(Claim)
+    found, refusal = -1, InputError(f"{folder} was refused by process 0: see what it says.")
+    if jax.process_index() == 0:
+        try:
+            found = claims.index(_claim(folder, about, resume=resume))
+        except InputError as error:
+            refusal = error
+    found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+    if found < 0:
+        raise refusal
+    return claims[found]
+
+
+def _claim(folder: Path, about: dict[str, Any], *, resume: bool) -> Claim:
     path = folder / "config.json"
-    if not path.exists():
-        if folder.exists() and any(folder.iterdir()):
-            raise InputError(
-                f"{folder} exists and holds something else than a run (it has no config.json). Give another --name."
-            )
-        if jax.process_index() == 0:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise InputError(
-                    f"{folder} cannot be made: {error}. Give a --runs folder that can be written."
-                ) from error
-            write_whole(path, (json.dumps(about, indent=2) + "\n").encode())
+    if not path.exists() and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(
+            f"{folder} exists and holds something else than a run (it has no config.json). Give another --name."
+        )
+    if not path.exists() or not (folder / "metrics.jsonl").exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{folder} cannot be made: {error}. Give a --runs folder that can be written.") from error
+        write_whole(path, (json.dumps(about, indent=2) + "\n").encode())
         return "new"
     try:
         before = json.loads(path.read_text(encoding="utf-8"))

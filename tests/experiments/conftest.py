@@ -1,0 +1,98 @@
+"""Runs of run.py inside the test process, and a finished smoke run that many tests look at."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import pytest
+
+import ophjax
+import run
+from ophjax.train import host
+
+
+class Result(NamedTuple):
+    """What a command left: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def command(monkeypatch, capsys) -> Command:
+    """Calls run.py's main as the shell would: ``command("--method", "seatrans")``, in this process."""
+    # The tests have a cache of compiled programs of their own.
+    monkeypatch.setattr(host, "settle", lambda: None)
+
+    def call(*argv: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["run.py", *map(str, argv)])
+        capsys.readouterr()
+        try:
+            code = run.main()
+        except SystemExit as leaving:  # how tyro and argparse refuse an option
+            code = leaving.code
+        return Result(code, *capsys.readouterr())
+
+    return call
+
+
+SETTINGS = {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_NUM_CPU_DEVICES": "8",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "PYTHONPATH": os.pathsep.join([str(Path(ophjax.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
+}
+"""The settings of the tests' own process for another one, so that both share compiled programs."""
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts run.py in a process of its own and returns it; what still runs after the test is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def call(*argv: object, **environment: str) -> subprocess.Popen[str]:
+        cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+        process = subprocess.Popen(
+            [sys.executable, run.__file__, *map(str, argv)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | SETTINGS | cache | environment,
+        )
+        started.append(process)
+        return process
+
+    yield call
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def shell(start) -> Command:
+    """Like ``command``, in a process of its own."""
+
+    def call(*argv: object) -> Result:
+        process = start(*argv)
+        out, err = process.communicate(timeout=300)
+        return Result(process.returncode, out, err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory) -> Path:
+    """The folder of a finished run: SeATrans on phantoms at the smoke preset. Not to be changed; copy it."""
+    runs = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host, "settle", lambda: None)
+        assert run.run(["--method", "seatrans", "--preset", "smoke", "--runs", str(runs), "--name", "first"]) == 0
+    return runs / "first"
