@@ -13,7 +13,6 @@ import sys
 import time
 
 import presets
-
 from ophjax import data as datasets
 from ophjax import methods
 from ophjax.data import pipeline

@@ -3,12 +3,11 @@
 import sys
 from pathlib import Path
 
-
 from ophjax.data import phantoms
 
 
 def contact_sheet(path: Path, *, size: int = 160, columns: int = 6, rows: int = 3) -> None:
-    """Draws phantoms with the outlines of disc (white) and cup (turquoise) in every second row."""
+    """Draws phantoms with the outlines of disc (white) and cup (turquoise)."""
     from matplotlib.figure import Figure
 
     source = phantoms.make(phantoms.Config(size=size)).splits["train"]

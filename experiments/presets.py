@@ -28,8 +28,8 @@ SMOKE: dict[str, dict[str, Any]] = {
 def preset(name: str, method: str, dataset: str) -> tuple[Any, Any, TrainConfig]:
     """Makes the three configurations of a preset: method, data, training.
 
-    ``paper`` leaves every default of the method as it is, on images of 256 x 256. ``demo`` trains in under three minutes on two CPU cores on the
-    phantoms. ``smoke`` takes seconds and learns nothing.
+    ``paper`` leaves every default of the method as it is, on images of 256 x 256. ``demo`` is made for two CPU cores:
+    a few minutes on the phantoms. ``smoke`` takes seconds and learns nothing.
 
     Raises:
       InputError: unknown preset, method or data set.

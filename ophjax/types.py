@@ -52,6 +52,7 @@ class Stage(NamedTuple):
       steps: number of batches.
       step: the compiled unit.
       data: name of the data stream whose batches it takes (a split of the data set).
+      trains: names of the networks that it changes; the others stay as they are, bit for bit.
       enter: run once before the first step; not run when a run resumes inside the stage.
     """
 
@@ -59,6 +60,7 @@ class Stage(NamedTuple):
     steps: int
     step: Step
     data: str
+    trains: tuple[str, ...]
     enter: Callable[[Key, TrainState], TrainState] = keep
 
 

@@ -93,8 +93,7 @@ def test_each_stage_is_traced_once_keeps_its_shape_and_learns(name, started):
             losses.append(float(logs["loss"]))
         assert signature(state) == known
         changed = differing(before.params, state.params)
-        touched = {path.split("/")[0] for path in changed}
-        assert touched < set(state.params) or len(state.params) == len(touched)
+        assert {path.split("/")[0] for path in changed} == set(stage.trains)
         moved |= set(changed)
         assert losses[-1] < losses[0], f"{stage.name}: {losses}"
     still = [path for path in trees.named_leaves(state.params) if path not in moved]
@@ -111,13 +110,14 @@ def test_frozen_networks_and_their_statistics_do_not_move(name, started):
         state = jax.device_put(state, shardings)
         before = jax.device_get(state)
         state, _ = loop.compile_step(stage, where, shardings)(jax.random.key(0), state, batch)
-        moved = {path.split("/")[0] for path in differing(before.params, state.params)}
-        held = {slot for slot in state.opt if differing(before.opt[slot], state.opt[slot])}
-        assert held, f"stage {stage.name} moved no optimiser"
-        frozen = set(state.params) - moved
+        frozen = set(state.params) - set(stage.trains)
+        for network in frozen:
+            assert not differing(before.params[network], state.params[network])
         for network in frozen & set(state.extra.get("batch_stats", {})):
             stats = (before.extra["batch_stats"][network], state.extra["batch_stats"][network])
             assert not differing(*stats), f"stage {stage.name} moved the statistics of {network}"
+        held = {slot for slot in state.opt if differing(before.opt[slot], state.opt[slot])}
+        assert len(held) == 1, f"stage {stage.name} moved the optimisers {held}"
 
 
 def test_padding_rows_change_nothing(name, started):
@@ -188,7 +188,7 @@ def losses(folder):
 
 
 def test_stop_save_restore_continue_is_bit_exact(name, tmp_path, monkeypatch):
-    """Stopped in the middle of the first and of the last stage and resumed each time: the same bits as in one go."""
+    """Stopped at every second checkpoint and resumed each time: the same bits as in one go."""
     whole = fit(name, tmp_path / "whole", monkeypatch=monkeypatch)
     parts = fit(name, tmp_path / "parts", stop_at=1, monkeypatch=monkeypatch)
     assert parts.stopped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def make(config: Config) -> Dataset:
     masks = files.pair_masks(pictures, files.list_images(root / "masks"), suffix="_mask")
     rows = _rows(root / config.labels, pictures)
     labels = {row["label"] for row in rows.values()}
-    numbers = all(label.lstrip("-").isdecimal() for label in labels)
+    numbers = all(re.fullmatch(r"-?\d+", label) for label in labels)
     classes = sorted(labels, key=int) if numbers else sorted(labels)
     records = [
         Record(

@@ -94,7 +94,7 @@ def read_image(path: Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
 
     Grey is repeated over the channels, palettes are looked up, transparency is dropped, 16 bits are scaled
     to 8 over their full range, EXIF orientation is applied. The resize is antialiased bilinear. It stretches
-    rather than pads, as the authors' loaders do (SeATrans spec, section (b)): mask and image are stretched
+    rather than pads, as the authors' loaders do: mask and image are stretched
     alike, and no border has to be ignored by losses and scores.
 
     Raises:

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ophjax.data import fundus
-from ophjax.data.sources import Cached, Dataset
+from ophjax.data.sources import Cached, Dataset, Source, Subset
 from ophjax.errors import InputError, unknown
 
 LOW, HIGH = 0.50, 0.69
@@ -38,7 +38,7 @@ ROLES = ("competent", "over-segmenting", "decoy-following", "noisy")
 
 # Splits take their examples from ranges of indices that cannot meet.
 _ROOM = 100_000
-_FIRST = {"masks": 0, "train": 0, "val": _ROOM, "test": 2 * _ROOM}
+_FIRST = {"masks": 0, "val": _ROOM, "test": 2 * _ROOM}
 
 
 @dataclass(frozen=True)
@@ -312,11 +312,14 @@ def make(config: Config) -> Dataset:
         if camera not in fundus.CAMERAS:
             raise unknown("camera", camera, tuple(fundus.CAMERAS))
     counts = {"masks": config.masks, "train": config.labelled, "val": config.val, "test": config.test}
+    pool = Cached(Phantoms(config, _FIRST["masks"], max(config.masks, config.labelled)))
+    splits: dict[str, Source] = {name: Subset(pool, range(counts[name])) for name in ("masks", "train")}
+    splits |= {name: Cached(Phantoms(config, _FIRST[name], counts[name])) for name in ("val", "test")}
     return Dataset(
         name="phantoms",
         regions=("disc", "cup"),
         classes=("healthy", "glaucoma"),
-        splits={split: Cached(Phantoms(config, _FIRST[split], count)) for split, count in counts.items()},
+        splits=splits,
         note=f"Drawn from seed {config.seed}: masks and train are prefixes of one range of indices, val and test "
         "come from ranges of their own.",
     )

@@ -24,9 +24,9 @@ def train_batches(
 ) -> grain.DatasetIterator[Example]:
     """Iterates without end over shuffled batches, each epoch in a new order.
 
-    The order of all examples is one, given by the seed; process i of n takes every n-th of it from i on. The
-    k-th batches of n processes together are thus, as a set, the k-th batch of one process with n times the
-    batch size. Epochs follow each other without a gap, so that every batch is full, even where the source is
+    The order of all examples is one, given by the seed; process i of n reads the i-th part of every batch. The
+    k-th batches of n processes one after the other are thus, row by row, the k-th batch of one process with n
+    times the batch size. Epochs follow each other without a gap, so that every batch is full, even where the source is
     smaller than one.
 
     Args:
@@ -52,8 +52,7 @@ def train_batches(
     if not 0 <= seed < 1 << 32:
         raise InputError(f"The seed is {seed}; give an integer from 0 to 2**32 - 1.")
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-    batches = order[index::count].map(lambda position: _read(source, position)).batch(batch_size)
-    return iter(batches.to_iter_dataset(_options(threads)))
+    return _batches(source, order, batch_size, index, count, threads)
 
 
 def eval_batches(
@@ -61,7 +60,7 @@ def eval_batches(
 ) -> grain.DatasetIterator[Example]:
     """Iterates once over a source, in order; every process gets the same number of full batches.
 
-    Process i of n takes every n-th example from i on. What lacks to full batches is padding: the first
+    Process i of n reads the i-th part of every batch. What lacks to full batches is padding: the first
     example again, real values being safe in any computation, with ``weight`` and ``mask_weight`` 0 and
     ``index`` -1.
 
@@ -71,9 +70,25 @@ def eval_batches(
 
     index, count = _check(source, batch_size, process)
     total = -(-len(source) // (batch_size * count)) * batch_size * count
-    order = grain.MapDataset.range(total)
-    batches = order[index::count].map(lambda position: _read(source, position)).batch(batch_size)
-    return iter(batches.to_iter_dataset(_options(threads)))
+    return _batches(source, grain.MapDataset.range(total), batch_size, index, count, threads)
+
+
+def _batches(
+    source: Source,
+    order: grain.MapDataset[int],
+    batch_size: int,
+    index: int,
+    count: int,
+    threads: int | None,
+) -> grain.DatasetIterator[Example]:
+    mine = slice(index * batch_size, (index + 1) * batch_size)
+
+    def read(positions: np.ndarray) -> Example:
+        examples = [_read(source, int(position)) for position in positions[mine]]
+        return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+
+    # Positions are batched, which costs nothing, and each process reads its rows of every batch.
+    return iter(order.batch(batch_size * count).map(read).to_iter_dataset(_options(threads)))
 
 
 def _check(source: Source, batch_size: int, process: tuple[int, int]) -> tuple[int, int]:

@@ -111,36 +111,47 @@ def pairing(config: Config) -> tuple[tuple[int, tuple[int, ...]], ...]:
     if config.baseline in ("image-only", "mask-concat"):
         return ()
     if config.baseline == "same-scale":
-        # Diagnosis stage l has stride 2^(l+1), segmentation scale k has stride 2^(5-k), if the stem is imagenet's.
+        # Diagnosis stage l has stride 2^(l+1) and segmentation scale k 2^(5-k); with the small stem both a quarter.
         return tuple((level, (4 - level,)) for level in config.low_level)
     return tuple((level, config.scales) for level in config.low_level)
 
 
+def rising(chosen: tuple[int, ...], allowed: tuple[int, ...]) -> bool:
+    """Whether the chosen are some of the allowed, in their order, and none twice."""
+    return bool(chosen) and chosen == tuple(one for one in allowed if one in chosen)
+
+
 def check(config: Config) -> None:
-    """Raises InputError for settings that no net can be built from."""
-    if (
-        not config.low_level
-        or not set(config.low_level) <= {1, 2, 3}
-        or sorted(set(config.low_level)) != list(config.low_level)
-    ):
-        raise InputError(f"--method.low-level is {config.low_level}; expected stages out of 1, 2, 3 in rising order.")
-    if not config.scales or not set(config.scales) <= {0, 1, 2, 3}:
-        raise InputError(f"--method.scales is {config.scales}; expected scales out of 0 (coarsest) to 3 (finest).")
-    if config.steps < 1 or config.segmenter_steps < 0:
-        raise InputError(
-            f"--method.segmenter-steps is {config.segmenter_steps} and --method.steps {config.steps}; expected at "
-            "least 0 (an untrained segmenter, as a control) and at least 1."
-        )
+    """Raises InputError for settings that no net can be built or trained from."""
+    rules = {
+        "low-level": (rising(config.low_level, (1, 2, 3)), "stages out of 1, 2, 3 in rising order"),
+        "scales": (rising(config.scales, (0, 1, 2, 3)), "scales out of 0 (coarsest) to 3 in rising order"),
+        "segmenter-steps": (config.segmenter_steps >= 0, "at least 0 (an untrained segmenter, as a control)"),
+        "steps": (config.steps >= 1, "at least 1"),
+        "tokens": (config.tokens >= 1, "at least 1"),
+        "width": (config.width >= 4 and config.width % 2 == 0, "an even number of at least 4"),
+        "segmenter-width": (config.segmenter_width >= 1, "at least 1"),
+        "decoder-width": (config.decoder_width >= 1, "at least 1"),
+        "drop-path": (0 <= config.drop_path < 1, "at least 0 and below 1"),
+        "segmenter-lr": (config.segmenter_lr > 0, "above 0"),
+        "lr": (config.lr > 0, "above 0"),
+        "control": (
+            config.control != "features" or config.baseline != "image-only",
+            "a baseline that has segmentation features to shuffle",
+        ),
+    }
+    for name, (holds, expected) in rules.items():
+        if not holds:
+            given = getattr(config, name.replace("-", "_"))
+            raise InputError(f"--method.{name} is {given}; expected {expected}. --help explains the options.")
     if len(config.classes) < 2:
         raise InputError(f"The data set has the classes {config.classes}; a diagnosis needs at least two.")
 
 
 def attention_maps(found: Mapping[str, jax.Array], size: tuple[int, ...]) -> Outputs:
-    """Resizes the attention of each steered stage to the image and scales its peak to 1: [b, m, h, w]."""
-    if not found:
-        return {}
-    maps = [jax.image.resize(looked, (len(looked), *size), "bilinear") for looked in found.values()]
-    return {"attention": jnp.stack([looked / looked.max((1, 2), keepdims=True) for looked in maps], 1)}
+    """Resizes the attention of each steered stage to the image and scales its peak to 1: [b, h, w] each."""
+    maps = {name: jax.image.resize(looked, (len(looked), *size), "bilinear") for name, looked in found.items()}
+    return {f"attention_{name}": looked / looked.max((1, 2), keepdims=True) for name, looked in maps.items()}
 
 
 def make(config: Config) -> Method:
@@ -148,7 +159,7 @@ def make(config: Config) -> Method:
 
     Batches hold ``image`` uint8 [b, h, w, 3], ``mask`` uint8 [b, h, w, c], ``label`` int32 [b], ``weight`` and
     ``mask_weight`` float32 [b] (0: padding, no mask) and ``index`` int32 [b]. Outputs are ``probs`` [b, k] and, where
-    the variant has a segmenter and SeA-blocks, ``mask_probs`` [b, h, w, c] and ``attention`` [b, m, h, w].
+    the variant has a segmenter, ``mask_probs`` [b, h, w, c], and for each steered stage ``attention_stageL`` [b, h, w].
 
     Raises:
       InputError: the settings contradict each other.
@@ -196,6 +207,10 @@ def make(config: Config) -> Method:
         logits, taps = segmenter.apply(variables, image, train=False)
         return logits, taps, stats["segmenter"]
 
+    def others(key: Key, rows: int) -> jax.Array:
+        """For each row another row of the batch (control)."""
+        return (jnp.arange(rows) + jax.random.randint(key, (), 1, max(rows, 2))) % rows
+
     def diagnosis_inputs(logits: jax.Array, taps: Any, image: jax.Array, order: Any) -> tuple[jax.Array, Any]:
         """What the diagnosis net sees of the segmenter; ``order`` shuffles it across the batch (control)."""
         if config.control == "features":
@@ -234,7 +249,7 @@ def make(config: Config) -> Method:
                 logs["segmentation_loss"] = segmentation_loss(logits, batch)
                 loss = config.segmentation_weight * logs["segmentation_loss"]
                 stats = stats | {"segmenter": fresh}
-            order = jax.random.permutation(at(key, "features"), len(labels)) if config.control == "features" else None
+            order = others(at(key, "features"), len(labels))
             image, taps = diagnosis_inputs(logits, taps, image, order)
         if config.control == "labels":
             labels = jax.random.permutation(at(key, "labels"), labels)
@@ -258,8 +273,8 @@ def make(config: Config) -> Method:
             params["segmenter"], stats["segmenter"] = made["params"], made["batch_stats"]
             opt["segmenter"] = begin(segmenter_tx, params, ("segmenter",))
             logits, taps, _ = segment(params, stats, image, train=False)
-            image, taps = diagnosis_inputs(logits, taps, image, jnp.arange(len(image)))
-        made = diagnosis.init({"params": at(key, "diagnosis"), "drop_path": at(key, "drop")}, image, taps, train=False)
+            image, taps = diagnosis_inputs(logits, taps, image, others(at(key, "order"), len(image)))
+        made = diagnosis.init(at(key, "diagnosis"), image, taps, train=False)
         params["diagnosis"], stats["diagnosis"] = made["params"], made.get("batch_stats", {})
         opt["diagnosis"] = begin(diagnosis_tx, params, trained)
         return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt=opt, extra={"batch_stats": stats})
@@ -270,7 +285,7 @@ def make(config: Config) -> Method:
         if assisted:
             logits, taps, _ = segment(state.params, stats, image, train=False)
             outputs["mask_probs"] = jax.nn.sigmoid(logits.astype(jnp.float32))
-            order = jax.random.permutation(key, len(image)) if config.control == "features" else None
+            order = others(key, len(image))
             image, taps = diagnosis_inputs(logits, taps, image, order)
         variables = {"params": state.params["diagnosis"], "batch_stats": stats["diagnosis"]}
         logits, attention = diagnosis.apply(variables, image, taps, train=False)
@@ -293,8 +308,9 @@ def make(config: Config) -> Method:
         return ranking.classification_scores(probs, gathered["label"]) | ranking.mean_scores(overlaps)
 
     learn = descend(learn_masks, segmenter_tx, trains=("segmenter",), slot="segmenter")
-    stages = [Stage("segmenter", config.segmenter_steps, learn, "masks")] if assisted and config.segmenter_steps else []
-    stages.append(
-        Stage("diagnosis", config.steps, descend(learn_labels, diagnosis_tx, trains=trained, slot="diagnosis"), "train")
-    )
+    stages = []
+    if assisted and config.segmenter_steps:
+        stages.append(Stage("segmenter", config.segmenter_steps, learn, data="masks", trains=("segmenter",)))
+    learn = descend(learn_labels, diagnosis_tx, trains=trained, slot="diagnosis")
+    stages.append(Stage("diagnosis", config.steps, learn, data="train", trains=trained))
     return Method(init, tuple(stages), predict, metrics, scores, watch="auc")

@@ -56,7 +56,7 @@ def _operating_points(probs: Array, labels: Array, weights: Array) -> tuple[Arra
 def auc(probs: Float[Array, " n"], labels: Int[Array, " n"], *, weights: Float[Array, "s n"] | None = None) -> Any:
     """Computes P(p+ > p-) + P(p+ = p-) / 2, the area under the ROC curve (Mann-Whitney, with ties).
 
-    SeATrans spec, section (h): over the whole split at once, on probabilities and not on decisions.
+    Over the whole split at once, on probabilities and not on decisions.
 
     Returns:
       A float; with weights [s], NaN for each resample that has one class only.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ophjax.types import Pairs
 
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""Thresholds of the threshold-averaged scores (Ji et al., CVPR 2021; self-calibration spec, section (h))."""
+"""Thresholds of the threshold-averaged scores (Ji et al., CVPR 2021)."""
 
 
 def pair(values: Float[Array, " b"], weight: Float[Array, " b"] | None = None) -> tuple[Array, Array]:
@@ -95,7 +95,7 @@ def region_metrics(
       probs: probabilities of the regions.
       target: 0/1 masks, or means over raters.
       regions: names of the c regions.
-      weight: what each example counts, normally ``batch["weight"]``; times ``batch["has_mask"]`` where
+      weight: what each example counts, normally ``batch["weight"]``; times ``batch["mask_weight"]`` where
         some examples have no mask. By default 1.
 
     Returns:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class AssistedResNet(nn.Module):
-    """A diagnosis ResNet with SeA-blocks after some of its stages (SeATrans spec, section (c)).
+    """A diagnosis ResNet with SeA-blocks after some of its stages (BUILD_NOTES.md, SeATrans).
 
     With an empty ``pairing`` it is the plain ResNet; with any pairing it gives the plain ResNet's logits exactly
     when it is initialised, since every SeA-block begins as the identity.
@@ -26,7 +26,7 @@ class AssistedResNet(nn.Module):
       outputs: number of logits.
       depth, width, stem_kind, norm: of the ResNet.
       pairing: for each steered stage (1 to 3), the positions in ``features`` of the scales it meets, in order.
-        Stage l has 2**l heads: 32 channels each in a ResNet-34 of width 64.
+        Stage l has 2**l heads: 32 channels each in a ResNet-34 of width 64 (128 in a ResNet-50).
       tokens, scale_fusion, block, encoder_query, drop_path: of the SeA-blocks, see ``SeAFusion``.
     """
 

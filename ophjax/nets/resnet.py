@@ -119,7 +119,7 @@ class ResNet(nn.Module):
       classes: number of logits.
       depth: 18, 34, 50 or 101; 10 is a basic-block net with one block in each stage, for tests and small data.
       width: channels of the stem; stage l has ``width * 2**(l - 1)``, four times that from depth 50 on.
-      stem: ``"imagenet"``: 7x7 stride 2, and stage 1 begins with a 3x3 max-pool of stride 2 (strides of the
+      stem_kind: ``"imagenet"``: 7x7 stride 2, and stage 1 begins with a 3x3 max-pool of stride 2 (strides of the
         stages 4, 8, 16, 32); ``"small"``: 3x3 stride 1, no pool (strides 1, 2, 4, 8).
       norm: ``"batch"`` or ``"group"``.
     """

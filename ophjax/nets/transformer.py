@@ -1,8 +1,8 @@
-"""Attention between feature maps: the SeA-block of SeATrans and its parts (SeATrans spec, section (c)).
+"""Attention between feature maps: the SeA-block of SeATrans and its parts (Wu et al., MICCAI 2022).
 
 Nothing of the paper but its abstract could be read. What the abstract fixes is that an encoder embeds the diagnosis
 feature based on the segmentation features and a decoder transfers the embedding back, for every low-level diagnosis
-feature and several segmentation scales; everything else here is our decision, named in the spec.
+feature and several segmentation scales; everything else here is our decision, listed in BUILD_NOTES.md.
 """
 
 from __future__ import annotations

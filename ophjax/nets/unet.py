@@ -35,7 +35,7 @@ class DecoderBlock(nn.Module):
 
 
 class ResUNet(nn.Module):
-    """A U-Net on a residual encoder (SeATrans spec, section (c)).
+    """A U-Net on a residual encoder (widths: BUILD_NOTES.md, SeATrans).
 
     Returns ``(logits, taps)``: float32 logits [b, h, w, regions], and the features that SeATrans reads, coarse to
     fine: the bottleneck and the outputs of the first three decoder blocks (``2 * decoder`` channels each). With

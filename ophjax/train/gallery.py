@@ -142,6 +142,8 @@ def overlaps(run: Run, i: int) -> str:
     samples = run.samples
     if "mask" not in samples or "mask_probs" not in samples:
         return ""
+    if "mask_weight" in samples and not samples["mask_weight"][i]:
+        return "no true mask"
     truth, found = samples["mask"][i] > 0, samples["mask_probs"][i] > 0.5
     regions = [str(name) for name in run.config.get("regions", [])]
     words = []

@@ -71,7 +71,9 @@ def predictions_table(gathered: Mapping[str, np.ndarray], names: list[str]) -> s
     else:
         columns |= {f"prob_{k}": [f"{p:.6f}" for p in probs[:, k]] for k in range(probs.shape[1])}
         columns["predicted"] = probs.argmax(1).tolist()
-    columns |= {name: [f"{v:.4f}" for v in gathered[name]] for name in sorted(gathered) if name.startswith("dice_")}
+    for name in sorted(gathered):
+        if name.startswith("dice_"):  # an image without a mask has none
+            columns[name] = ["" if np.isnan(v) else f"{v:.4f}" for v in gathered[name]]
     stream = io.StringIO()
     table = csv.writer(stream, lineterminator="\n")
     table.writerow(columns)
@@ -90,14 +92,11 @@ def draw_samples(data: Dataset, config: Config, fitted: Fitted, key: jax.Array) 
         placed, maps = multihost_utils.process_allgather((placed, maps), tiled=True)
     found = {name: np.asarray(value) for name, value in (dict(placed) | dict(rows) | dict(maps)).items()}
     real = found["weight"] > 0
-    samples = {"image": found["image"], "mask": found["mask"], "label": found["label"], "index": found["index"]}
-    samples |= {name: found[name] for name in ("probs", "mask_probs", "attention") if name in found}
-    if "attention" in samples:
-        samples["attention"] = samples["attention"].astype(np.float16)
-    if "mask_probs" in samples:
-        samples["mask_probs"] = samples["mask_probs"].astype(np.float16)
-    kept = {name: value[real] for name, value in samples.items()}
-    if "attention" in kept:
-        maps_count = kept["attention"].shape[1]
-        kept["attention_names"] = np.array(json.dumps([f"attention {i + 1}" for i in range(maps_count)]))
-    return kept
+    samples = {name: found[name][real] for name in ("image", "mask", "mask_weight", "label", "index", "probs")}
+    if "mask_probs" in found:
+        samples["mask_probs"] = found["mask_probs"][real].astype(np.float16)
+    looked = {name.removeprefix("attention_"): v for name, v in found.items() if name.startswith("attention_")}
+    if looked:
+        samples["attention"] = np.stack(list(looked.values()), 1)[real].astype(np.float16)
+        samples["attention_names"] = np.array(json.dumps(list(looked)))
+    return samples

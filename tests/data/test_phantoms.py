@@ -13,7 +13,8 @@ ALL = tuple(fundus.CAMERAS)
 
 
 def source(**options):
-    return phantoms.make(phantoms.Config(**{"size": 64, "seed": SEED, **options})).splits["test"]
+    config = phantoms.Config(**{"size": 64, "seed": SEED, **options})
+    return phantoms.Phantoms(config, 200_000, config.test)
 
 
 def auc(score, label):

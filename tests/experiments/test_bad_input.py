@@ -240,23 +240,18 @@ def test_checkpoint_of_another_run(command, smoke_run, tmp_path):
     assert_refused(result, f"Checkpoint {run_folder / 'checkpoints' / '8'}", "does not fit")
 
 
-def test_damaged_checkpoint(command, smoke_run, tmp_path):
-    """Each part of the newest checkpoint is spoilt in its turn; the message names the checkpoint."""
-    for victim in ("meta/metadata", "state/manifest.ocdbt", "state/_METADATA"):
-        run_folder = unfinished(smoke_run, tmp_path / Path(victim).name)
-        spoilt = run_folder / "checkpoints" / "8" / victim
-        spoilt.write_bytes(spoilt.read_bytes()[: spoilt.stat().st_size // 2])
-        assert_refused(again(command, run_folder, "--resume"), str(run_folder / "checkpoints" / "8"), "elete that folder")
-
-
-def test_damaged_numbers_in_a_checkpoint(shell, smoke_run, tmp_path):
-    """In a process of its own, since TensorStore's threads complain into whatever runs next."""
+def test_damaged_checkpoint(command, shell, smoke_run, tmp_path):
+    """Half of the notes beside the state, then half of its numbers: the message names the checkpoint. The numbers are
+    read in a process of its own, since TensorStore's threads complain into whatever runs next."""
     run_folder = unfinished(smoke_run, tmp_path / "run")
-    files = [path for path in (run_folder / "checkpoints" / "8").rglob("*") if path.is_file()]
-    largest = max(files, key=lambda path: path.stat().st_size)
-    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
-    result = shell(*SMOKE, "--runs", tmp_path, "--name", "run", "--resume")
-    assert_refused(result, str(run_folder / "checkpoints" / "8"), "elete that folder")
+    newest = run_folder / "checkpoints" / "8"
+    notes = newest / "meta" / "metadata"
+    largest = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    for victim, way in ((notes, command), (largest, shell)):
+        whole = victim.read_bytes()
+        victim.write_bytes(whole[: len(whole) // 2])
+        assert_refused(again(way, run_folder, "--resume"), str(newest), "elete that folder")
+        victim.write_bytes(whole)
 
 
 # While a run goes on -------------------------------------------------------------------------------------------------

@@ -1,0 +1,208 @@
+"""The command: what a run leaves, what a second one does, networks from other runs, the dry run, every variant."""
+
+import csv
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import presets
+from ophjax import data as datasets
+from ophjax import trees
+from ophjax.data import pipeline
+from ophjax.methods import seatrans
+from ophjax.train import loop
+from ophjax.train.checkpoint import Checkpoints
+from ophjax.train.estimate import describe
+from ophjax.train.logs import read_events
+
+SMOKE = ("--method", "seatrans", "--preset", "smoke")
+
+
+def events(folder, kind):
+    return [event for event in read_events(folder / "metrics.jsonl") if event["event"] == kind]
+
+
+def test_what_a_run_leaves(smoke_run):
+    config = json.loads((smoke_run / "config.json").read_text())
+    assert config["method"] == "seatrans" and config["preset"] == "smoke" and "--name first" in config["command"]
+    assert config["config"]["method"]["regions"] == config["regions"] == ["disc", "cup"]
+    assert config["versions"]["jax"] == jax.__version__ and config["note"]
+    written = {path.name: path.stat().st_mtime_ns for path in smoke_run.iterdir() if path.is_file()}
+    assert min(written, key=written.get) == "config.json", "before anything is built"
+    assert written.keys() == {"config.json", "metrics.jsonl", "predictions.csv", "samples.npz", "report.html"}
+
+    with (smoke_run / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["name"] for row in rows}) == len(rows) == config["splits"]["test"] == 16
+    assert {"label", "prob", "predicted", "dice_disc", "dice_cup"} <= rows[0].keys()
+    assert {row["predicted"] for row in rows} <= {"0", "1"} and all(0 <= float(row["prob"]) <= 1 for row in rows)
+
+    with np.load(smoke_run / "samples.npz", allow_pickle=False) as samples:
+        assert samples["image"].shape == (8, 32, 32, 3) and samples["image"].dtype == np.uint8
+        assert samples["mask"].shape == samples["mask_probs"].shape == (8, 32, 32, 2)
+        assert samples["attention"].shape == (8, 2, 32, 32), "one map for each of the two steered stages"
+        assert len(json.loads(str(samples["attention_names"]))) == 2
+        np.testing.assert_array_equal(samples["index"], np.arange(8))
+        # Six digits are written.
+        np.testing.assert_allclose(samples["probs"][:, 1], [float(row["prob"]) for row in rows[:8]], atol=1e-6)
+
+    assert [event["step"] for event in events(smoke_run, "train")] == list(range(1, 9))
+    assert [event["stage"] for event in events(smoke_run, "stage")] == ["segmenter", "diagnosis"]
+    (test,) = events(smoke_run, "test")
+    assert {"auc", "accuracy", "sensitivity", "specificity", "f1", "dice_disc", "iou_cup"} <= test["scores"].keys()
+    assert 0 <= test["scores"]["dice_disc_low"] <= test["scores"]["dice_disc"] <= test["scores"]["dice_disc_high"] <= 1
+    page = (smoke_run / "report.html").read_text()
+    assert "finished" in page and "--name first" in page and "<script" not in page
+
+
+def test_the_same_command_again_does_nothing(command, smoke_run):
+    before = sorted((path, path.stat().st_mtime_ns) for path in smoke_run.rglob("*"))
+    for more in ((), ("--resume",)):
+        result = command(*SMOKE, "--runs", smoke_run.parent, "--name", "first", *more)
+        assert result.code == 0 and "finished" in result.out and not result.err
+    assert sorted((path, path.stat().st_mtime_ns) for path in smoke_run.rglob("*")) == before
+
+
+def test_network_from_another_run(command, smoke_run, tmp_path):
+    """The segmenter of a finished run, its batch statistics included, with no training of its own."""
+    given = (*SMOKE, "--runs", tmp_path, "--name", "taken", "--method.segmenter-steps", 0, "--method.steps", 2)
+    assert command(*given, "--start-from", f"segmenter={smoke_run}").code == 0
+    states = []
+    for folder in (smoke_run, tmp_path / "taken"):
+        saved = Checkpoints(folder / "checkpoints", read_only=True)
+        states.append(saved.read(saved.steps()[-1]))
+        saved.close()
+    for part in ("params", "batch_stats"):
+        old, new = ((state["params"], state["extra"]["batch_stats"])[part == "batch_stats"] for state in states)
+        assert trees.count(old["segmenter"]) > 0
+        jax.tree.map(np.testing.assert_array_equal, old["segmenter"], new["segmenter"])
+        assert any(
+            (a != b).any()
+            for a, b in zip(jax.tree.leaves(old["diagnosis"]), jax.tree.leaves(new["diagnosis"]), strict=True)
+        )
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [("segmenter=nowhere", "expected NETWORK=RUN_FOLDER"), ("critic={run}", "has the networks diagnosis, segmenter")],
+)
+def test_wrong_networks_are_refused(command, smoke_run, tmp_path, source, words):
+    source = source.format(run=smoke_run)
+    result = command(*SMOKE, "--runs", tmp_path, "--name", "x", "--start-from", source)
+    assert result.code == 2 and words in result.err and source in result.err and result.err.count("\n") == 1
+
+
+def test_dry_run(command, tmp_path):
+    """As JSON the last line is one object; in words the same numbers stand. Nothing is written."""
+    result = command(*SMOKE, "--runs", tmp_path / "runs", "--dry-run", "--json")
+    assert result.code == 0, result.err
+    plan = json.loads(result.out.splitlines()[-1])
+    assert (plan["method"], plan["data"], plan["preset"]) == ("seatrans", "phantoms", "smoke")
+    assert plan["mesh"] == {"data": 8, "model": 1} and plan["devices"] == 8 and plan["platform"] == "cpu"
+    assert [stage["name"] for stage in plan["stages"]] == ["segmenter", "diagnosis"]
+    assert plan["batch_size"] == 8 and plan["image"] == [32, 32, 3]
+    assert plan["flops_per_step"] == plan["stages"][-1]["flops_per_step"] > 1e6
+    assert plan["bytes_per_device"] > 4 * sum(plan["networks"].values()), "parameters alone are float32"
+    # Parameters and Adam's two moments of each network, four bytes each, and some hundred numbers of statistics.
+    assert plan["state_bytes"] == pytest.approx(12 * sum(plan["networks"].values()), rel=0.02)
+    words = describe(plan)
+    assert "data 8 x model 1" in words and f"segmenter: {plan['networks']['segmenter']:,} parameters" in words
+    assert not (tmp_path / "runs").exists()
+
+
+def make(**changes):
+    """A SeATrans variant on the phantoms of the smoke preset, and a batch of it."""
+    config, data_config, train = presets.preset("smoke", "seatrans", "phantoms")
+    data = datasets.load("phantoms").make(data_config)
+    changes = {"regions": data.regions, "classes": data.classes} | changes
+    batches = pipeline.eval_batches(data.splits["train"], batch_size=train.batch_size)
+    batch = next(iter(batches))
+    batches.close()
+    return seatrans.make(dataclasses.replace(config, **changes)), batch
+
+
+def test_the_paper_preset():
+    """Golden numbers, by shapes alone. The segmenter is a U-Net on a ResNet-34 with two regions (what timm-style
+    decoders add to torchvision's 21,284,672 backbone is in its own test). The diagnosis net is that ResNet-34 with one
+    output (512 weights and a bias) and the SeA-blocks of its first two stages, 64 and 128 channels wide."""
+    config, data_config, train = presets.preset("paper", "seatrans", "phantoms")
+    method = seatrans.make(config)
+    size = (train.batch_size, data_config.size, data_config.size)
+    batch = {
+        "image": jax.ShapeDtypeStruct((*size, 3), np.uint8),
+        "mask": jax.ShapeDtypeStruct((*size, 2), np.uint8),
+        "label": jax.ShapeDtypeStruct(size[:1], np.int32),
+    }
+    params = jax.eval_shape(method.init, jax.eval_shape(lambda: jax.random.key(0)), batch).params
+    assert trees.count(params["segmenter"]) == 22_010_690
+    parts = {name: trees.count(tree) for name, tree in params["diagnosis"].items()}
+    assert parts == {"backbone": 21_284_672 + 512 + 1, "fusion1": 524_288, "fusion2": 1_697_280}
+
+
+VARIANTS = [
+    {"baseline": "image-only"},
+    {"baseline": "mask-concat"},
+    {"baseline": "same-scale"},
+    {"baseline": "single-attention"},
+    {"control": "features"},
+    {"control": "labels"},
+    {"freeze_segmenter": False},
+    {"scale_fusion": "concat"},
+    {"encoder_query": "diag"},
+    {"low_level": (1, 2, 3), "scales": (1, 3)},
+    {"norm": "group", "stem": "small"},
+    {"schedule": "cosine", "flip": False},
+    {"dtype": "bfloat16"},
+    {"classes": ("none", "early", "late")},
+]
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=lambda changes: "-".join(map(str, changes.values())))
+def test_every_variant_fits_together(changes):
+    """By shapes alone: the start, the diagnosis step, which leaves every shape as it was, prediction and metrics."""
+    method, batch = make(**changes)
+    shapes = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in batch.items()}
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(method.init, key, shapes)
+    assert ("segmenter" in state.params) == (changes.get("baseline") != "image-only")
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype(np.float32)}
+    after, logs = jax.eval_shape(method.stages[-1].step, key, state, shapes)
+    before, now = ({n: (v.shape, v.dtype) for n, v in trees.named_leaves(tree).items()} for tree in (state, after))
+    assert before == now and logs["loss"].shape == ()
+    outputs = jax.eval_shape(method.predict, key, state, shapes)
+    assert outputs["probs"].shape == (8, len(changes.get("classes", ("no", "yes"))))
+    assert {value.dtype for value in outputs.values()} == {np.dtype(np.float32)}
+    maps = len(changes.get("low_level", (1, 2)))
+    if changes.get("baseline", "none") not in ("none", "same-scale") or changes.get("encoder_query") == "diag":
+        maps = 0  # no encoder looks at the diagnosis tokens
+    assert outputs["attention"].shape == (8, maps, 32, 32) if maps else "attention" not in outputs
+    assert ("dice_disc" in jax.eval_shape(method.metrics, outputs, shapes)) == ("segmenter" in state.params)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"baseline": "image-only", "classes": ("none", "early", "late"), "norm": "group"},
+        {"baseline": "mask-concat", "freeze_segmenter": False, "control": "labels"},
+        {"baseline": "same-scale", "encoder_query": "diag", "control": "features"},
+        {"baseline": "single-attention", "dtype": "bfloat16", "schedule": "cosine"},
+        {"scale_fusion": "concat", "low_level": (1, 2, 3)},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())),
+)
+def test_every_variant_learns(changes):
+    """Each option in at least one of five: four diagnosis steps on one batch bring its loss down."""
+    changes = {"flip": False, "drop_path": 0.0} | changes  # the loss of one batch is then compared with itself
+    method, batch = make(**changes)
+    state = loop.compile_init(method, batch, None)(jax.random.key(0))
+    batch["label"] = (np.arange(8) % 2).astype(np.int32)
+    step = jax.jit(method.stages[-1].step)
+    losses = []
+    for _ in range(4):
+        state, logs = step(jax.random.key(1), state, batch)
+        losses.append(float(logs["loss"]))
+    assert np.isfinite(losses).all() and losses[-1] < losses[0], losses
