@@ -93,7 +93,8 @@ def measure(options: argparse.Namespace) -> dict:
 def main() -> int:
     """Prints the measurements."""
     options = arguments(sys.argv[1:])
-    host.settle()
+    host.cache_programs()
+    host.keep_memory()
     try:
         found = measure(options)
     except InputError as error:

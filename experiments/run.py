@@ -56,7 +56,7 @@ class Options:
     """Number of this process, from 0."""
 
 
-def parse(argv: list[str]) -> tuple[argparse.Namespace, Any, Options]:
+def parse(argv: list[str]) -> tuple[argparse.Namespace, Any]:
     """Reads the command line: method, data set and preset first, since they say which options there are."""
     first = argparse.ArgumentParser(
         prog="run.py", allow_abbrev=False, add_help=False, epilog=EPILOG, formatter_class=argparse.RawTextHelpFormatter,
@@ -83,14 +83,21 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Any, Options]:
     fields = [(name, type(default), dataclasses.field(default=default)) for name, default in parts.items()]
     Everything = dataclasses.make_dataclass("Everything", fields, bases=(Options,), frozen=True, kw_only=True)
     head = f"{chosen.method} on {chosen.data}, preset {chosen.preset} (--method, --data and --preset choose others)."
-    everything = tyro.cli(Everything, args=rest, prog="run.py", description=head)
-    return chosen, everything, everything
+    options = tyro.cli(Everything, args=rest, prog="run.py", description=head)
+    by_hand = (options.coordinator, options.processes, options.process)
+    if any(value is not None for value in by_hand) and not options.distributed:
+        raise InputError("--coordinator, --processes and --process were given without --distributed. Add it.")
+    if options.json and not options.dry_run:
+        raise InputError("--json was given without --dry-run, whose output it shapes. Add --dry-run, or leave it out.")
+    if Path(options.name).name != options.name or options.name == "..":
+        raise InputError(f"--name {options.name!r} is a path; give a plain name, and the folder around it by --runs.")
+    return chosen, options
 
 
 def run(argv: list[str]) -> int:
     """Runs a command line and returns the exit code."""
-    chosen, config, options = parse(argv)
-    host.settle()
+    chosen, options = parse(argv)
+    host.cache_programs()
     import jax
 
     from ophjax.train import checkpoint, loop, mesh, records, report, results
@@ -98,26 +105,25 @@ def run(argv: list[str]) -> int:
 
     if options.distributed:
         mesh.start_processes(options.coordinator, options.processes, options.process)
-    data = datasets.load(chosen.data).make(config.data)
-    method_config = dataclasses.replace(config.method, regions=data.regions, classes=data.classes)
+    host.keep_memory()
+    data = datasets.load(chosen.data).make(options.data)
+    method_config = dataclasses.replace(options.method, regions=data.regions, classes=data.classes)
     method = methods.load(chosen.method).make(method_config)
     if options.dry_run:
         from ophjax.train import estimate
 
-        plan = estimate.estimate(method, data, config.train)
+        plan = estimate.estimate(method, data, options.train)
         plan = {"method": chosen.method, "data": chosen.data, "preset": chosen.preset} | plan
         print(json.dumps(plan) if options.json else estimate.describe(plan))
         return 0
 
-    if Path(options.name).name != options.name or options.name == "..":
-        raise InputError(f"--name {options.name!r} is a path; give a plain name, and the folder around it by --runs.")
-    folder = options.runs / (options.name or f"{chosen.method}-{chosen.data}-{chosen.preset}-seed{config.train.seed}")
+    folder = options.runs / (options.name or f"{chosen.method}-{chosen.data}-{chosen.preset}-seed{options.train.seed}")
     about = {
         "command": shlex.join(["python", "experiments/run.py", *argv]),
         "method": chosen.method,
         "data": chosen.data,
         "preset": chosen.preset,
-        "config": records.plain_config(method=method_config, data=config.data, train=config.train)
+        "config": records.plain_config(method=method_config, data=options.data, train=options.train)
         | {"start": {"from": list(options.start_from)}},
         "versions": records.versions(),
         "note": data.note,
@@ -126,6 +132,8 @@ def run(argv: list[str]) -> int:
         "splits": {name: len(source) for name, source in data.splits.items()},
     }
     if records.claim(folder, about, resume=options.resume) == "finished":
+        if jax.process_index() == 0 and not report.is_fresh(folder):
+            report.write_report(folder)  # the run was killed after its last event and before its page was drawn
         say(f"{folder} is finished: see {folder / 'report.html'}. Nothing to do; give another --name for another run.")
         return 0
     say(f"Training {chosen.method} on {chosen.data}: {folder} ({jax.device_count()} x {jax.devices()[0].platform})")
@@ -133,7 +141,7 @@ def run(argv: list[str]) -> int:
         fitted = loop.fit(
             method,
             data,
-            config.train,
+            options.train,
             folder,
             about={name: about[name] for name in ("method", "data", "config", "versions")},
             resume=options.resume,
@@ -147,7 +155,7 @@ def run(argv: list[str]) -> int:
     if fitted.stopped:
         say(f"Stopped and saved. Go on with: {about['command']}{'' if options.resume else ' --resume'}")
         return STOPPED
-    scores = results.conclude(method, data, config.train, folder, fitted)
+    scores = results.conclude(method, data, options.train, folder, fitted)
     if jax.process_index() == 0:
         page = report.write_report(folder)
         say(records.summary(scores))
@@ -162,6 +170,9 @@ def main() -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("Interrupted. What was saved is whole: the same command with --resume goes on from it.", file=sys.stderr)
+        return STOPPED
 
 
 if __name__ == "__main__":

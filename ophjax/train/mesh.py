@@ -102,6 +102,11 @@ def local_share(mesh: Mesh, batch_size: int) -> tuple[int, int, int]:
             f"Give --train.batch-size a multiple of {ways}, or use fewer devices for data."
         )
     mine = [i for i, row in enumerate(mesh.devices) if any(d.process_index == jax.process_index() for d in row)]
+    if mine != list(range(mine[0], mine[0] + len(mine))) or mine[0] % len(mine) or ways % len(mine):
+        raise InputError(
+            f"This process's devices hold the parts {mine} of {ways} of each batch, which is no block of equal size in "
+            "every process. Choose --train.model-parallel so that no process's devices lie in two places."
+        )
     count = ways // len(mine)
     return batch_size // count, mine[0] // len(mine), count
 

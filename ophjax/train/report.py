@@ -42,6 +42,12 @@ STATUS = {
 """What the last event of a run says about it: colour and words."""
 
 
+def is_fresh(folder: Path) -> bool:
+    """Whether the report was drawn after the run's last event."""
+    page, events = folder / "report.html", folder / "metrics.jsonl"
+    return page.exists() and page.stat().st_mtime >= events.stat().st_mtime
+
+
 def write_report(folder: Path) -> Path:
     """Writes ``report.html`` into a run folder, from whatever of the run is there already.
 

@@ -30,7 +30,7 @@ Command = Callable[..., Result]
 def command(monkeypatch, capsys) -> Command:
     """Calls run.py's main as the shell would: ``command("--method", "seatrans")``, in this process."""
     # The tests have a cache of compiled programs of their own.
-    monkeypatch.setattr(host, "settle", lambda: None)
+    monkeypatch.setattr(host, "cache_programs", lambda: None)
 
     def call(*argv: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["run.py", *map(str, argv)])
@@ -53,9 +53,9 @@ SETTINGS = {
 """The settings of the tests' own process for another one, so that both share compiled programs."""
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts run.py in a process of its own and returns it; what still runs after the test is killed."""
+    """Starts run.py in a process of its own and returns it; what still runs after the tests is killed."""
     started: list[subprocess.Popen[str]] = []
 
     def call(*argv: object, **environment: str) -> subprocess.Popen[str]:
@@ -76,7 +76,7 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process.communicate()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shell(start) -> Command:
     """Like ``command``, in a process of its own."""
 
@@ -93,6 +93,6 @@ def smoke_run(tmp_path_factory) -> Path:
     """The folder of a finished run: SeATrans on phantoms at the smoke preset. Not to be changed; copy it."""
     runs = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(host, "settle", lambda: None)
+        patch.setattr(host, "cache_programs", lambda: None)
         assert run.run(["--method", "seatrans", "--preset", "smoke", "--runs", str(runs), "--name", "first"]) == 0
     return runs / "first"

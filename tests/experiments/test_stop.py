@@ -1,0 +1,96 @@
+"""Real processes: killed at any moment or asked to stop, a run goes on with --resume as if it had never been."""
+
+import random
+import signal
+import time
+from contextlib import closing
+
+import numpy as np
+import pytest
+
+from ophjax import trees
+from ophjax.train.checkpoint import Checkpoints
+from ophjax.train.logs import read_events
+
+pytestmark = pytest.mark.slow
+
+# Nine steps in each stage and a checkpoint after every third: the programs are those of the smoke preset.
+COMMAND = (
+    "--method", "seatrans", "--preset", "smoke", "--method.segmenter-steps", 9, "--method.steps", 9,
+    "--train.eval-every", 3,
+)  # fmt: skip
+
+
+def final(folder):
+    """The last state, leaf by leaf, and the loss of every step; of a step run twice the later one."""
+    with closing(Checkpoints(folder / "checkpoints", read_only=True)) as saved:
+        assert saved.steps()[-1] == 18
+        state = trees.named_leaves(saved.read(18))
+    return state, {e["step"]: e["loss"] for e in read_events(folder / "metrics.jsonl") if e["event"] == "train"}
+
+
+def kinds(folder):
+    return [event["event"] for event in read_events(folder / "metrics.jsonl")]
+
+
+def wait_for(process, happened, seconds=120):
+    """Waits until something is so; the process must live as long."""
+    end = time.monotonic() + seconds
+    while not happened():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def assert_same(one, other):
+    state, losses = one
+    assert losses == other[1]
+    assert state.keys() == other[0].keys()
+    assert [path for path in state if not np.array_equal(state[path], other[0][path])] == []
+
+
+@pytest.fixture(scope="module")
+def whole(shell, tmp_path_factory):
+    """What a run leaves that nothing interrupts."""
+    runs = tmp_path_factory.mktemp("whole")
+    result = shell(*COMMAND, "--runs", runs, "--name", "run")
+    assert result.code == 0, result.err
+    return final(runs / "run")
+
+
+def test_kill(start, shell, whole, tmp_path):
+    """Killed twice (no handler runs), each time at a moment drawn by chance after a new checkpoint: the final state,
+    optimiser and statistics included, is that of the uninterrupted run bit for bit, and so are all losses."""
+    folder = tmp_path / "run"
+    known: set[str] = set()
+
+    def checkpoints():
+        return {path.name for path in (folder / "checkpoints").glob("*") if path.name.isdecimal()}
+
+    for more in ((), ("--resume",)):
+        process = start(*COMMAND, "--runs", tmp_path, "--name", "run", *more)
+        wait_for(process, lambda: checkpoints() - known)
+        time.sleep(random.uniform(0, 0.5))
+        process.kill()
+        process.communicate()
+        known = checkpoints()
+        assert "finish" not in kinds(folder), "killed in time"
+    result = shell(*COMMAND, "--runs", tmp_path, "--name", "run", "--resume")
+    assert result.code == 0, result.err
+    assert kinds(folder).count("resume") == 2
+    assert_same(final(folder), whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_asked_to_stop(start, shell, whole, tmp_path, number):
+    """SIGTERM and Ctrl-C in mid-stage: saved at the step it had come to, code 75, and --resume ends the run."""
+    process = start(*COMMAND, "--runs", tmp_path, "--name", "run")
+    wait_for(process, lambda: "save" in kinds(tmp_path / "run"))
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+    assert "--resume" in out.splitlines()[-1] and "Traceback" not in err
+    assert kinds(tmp_path / "run")[-1] == "stop"
+    result = shell(*COMMAND, "--runs", tmp_path, "--name", "run", "--resume")
+    assert result.code == 0, result.err
+    assert_same(final(tmp_path / "run"), whole)
