@@ -6,7 +6,6 @@ the command goes on where it was stopped. All other options are those of run.py.
 
 import argparse
 import json
-import math
 import statistics
 import sys
 from pathlib import Path
@@ -18,29 +17,13 @@ from ophjax.data import DATASETS
 from ophjax.errors import InputError
 from ophjax.train.logs import read_events
 
-VARIANTS: dict[str, dict[str, list[str]]] = {
-    "seatrans": {
-        "seatrans": [],
-        "image-only": ["--method.baseline", "image-only"],
-        "mask-concat": ["--method.baseline", "mask-concat"],
-        "same-scale": ["--method.baseline", "same-scale"],
-        "single-attention": ["--method.baseline", "single-attention"],
-        "features shuffled": ["--method.control", "features"],
-        "labels shuffled": ["--method.control", "labels"],
-    },
-}
-"""Options of each variant; the first is the method, which the others are compared with."""
-
-SHARED: dict[str, tuple[str, list[str]]] = {"seatrans": ("segmenter", ["--method.segmenter-steps", "0"])}
-"""A network that the first variant trains and the others take over, and what they need not train then."""
-
 
 def arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Reads the options of this command; the rest is for run.py."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--method", default="seatrans", help=f"one of {', '.join(VARIANTS)}")
+    parser.add_argument("--method", default="seatrans", help=f"one of {', '.join(methods.METHODS)}")
     parser.add_argument("--data", default="phantoms", help=f"one of {', '.join(DATASETS)}")
     parser.add_argument("--preset", default="demo", help=f"one of {', '.join(presets.PRESETS)}")
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds (of data or split, and of training)")
@@ -52,30 +35,33 @@ def arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def one_run(options: argparse.Namespace, variant: str, seed: int, rest: list[str]) -> dict[str, float]:
     """Trains one variant with one seed, if that was not done before, and returns its test scores."""
-    chosen = VARIANTS[options.method]
-    main = next(iter(chosen))
-    folder = f"{options.method}-{options.data}-{options.preset}-{variant.replace(' ', '-')}-{seed}"
+    changes, taken = methods.load(options.method).VARIANTS.get(variant, ({}, ()))
+
+    def name(of: str) -> str:
+        return f"{options.method}-{options.data}-{options.preset}-{of}-{seed}"
+
     seed_of_data = "--data.seed" if options.data == "phantoms" else "--data.split-seed"
     argv = [
         "--method", options.method, "--data", options.data, "--preset", options.preset, "--runs", str(options.runs),
-        "--name", folder, "--train.seed", str(seed), seed_of_data, str(seed), *chosen[variant], *rest,
+        "--name", name(variant), "--train.seed", str(seed), seed_of_data, str(seed), *rest,
     ]  # fmt: skip
-    if variant not in (main, "image-only") and options.method in SHARED:
-        network, saved = SHARED[options.method]
-        source = options.runs / f"{options.method}-{options.data}-{options.preset}-{main}-{seed}"
-        argv += ["--start-from", f"{network}={source}", *saved]
-    if (options.runs / folder / "config.json").exists():
+    for option, value in changes.items():
+        argv += [f"--method.{option.replace('_', '-')}", str(value)]
+    if taken:
+        argv += ["--start-from", *(f"{network}={options.runs / name(options.method)}" for network in taken)]
+    folder = options.runs / name(variant)
+    if (folder / "config.json").exists():
         argv.append("--resume")
     code = run.run(argv)
     if code:
         raise SystemExit(code)
-    return next(e["scores"] for e in read_events(options.runs / folder / "metrics.jsonl") if e["event"] == "test")
+    return next(e["scores"] for e in read_events(folder / "metrics.jsonl") if e["event"] == "test")
 
 
 def spread(values: list[float]) -> str:
     """Mean and standard deviation over seeds."""
-    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
-    return f"{statistics.mean(values):.3f} ± {deviation:.3f}"
+    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{deviation}"
 
 
 def table(scores: dict[str, list[dict[str, float]]]) -> str:
@@ -100,9 +86,8 @@ def main() -> int:
     """Runs the comparison and prints its table."""
     options, rest = arguments(sys.argv[1:])
     try:
-        methods.load(options.method)
-        chosen = VARIANTS[options.method]
-        wanted = [name for name in chosen if not options.variants or name in {next(iter(chosen)), *options.variants}]
+        chosen = (options.method, *methods.load(options.method).VARIANTS)
+        wanted = [name for name in chosen if not options.variants or name in {options.method, *options.variants}]
         unknown = set(options.variants or []) - set(chosen)
         if unknown or options.seeds < 1:
             raise InputError(

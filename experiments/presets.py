@@ -11,19 +11,6 @@ from ophjax.train.loop import Config as TrainConfig
 
 PRESETS = ("demo", "paper", "smoke")
 
-DEMO: dict[str, dict[str, Any]] = {
-    "seatrans": dict(
-        segmenter_depth=10, segmenter_width=16, decoder_width=16, depth=10, width=16, tokens=8,
-        segmenter_lr=2e-3, lr=5e-4, schedule="cosine", segmenter_steps=400, steps=240,
-    ),
-}  # fmt: skip
-SMOKE: dict[str, dict[str, Any]] = {
-    "seatrans": dict(
-        segmenter_depth=10, segmenter_width=8, decoder_width=4, depth=10, width=8, tokens=4,
-        segmenter_lr=3e-3, lr=1e-3, segmenter_steps=4, steps=4,
-    ),
-}  # fmt: skip
-
 
 def preset(name: str, method: str, dataset: str) -> tuple[Any, Any, TrainConfig]:
     """Makes the three configurations of a preset: method, data, training.
@@ -36,14 +23,15 @@ def preset(name: str, method: str, dataset: str) -> tuple[Any, Any, TrainConfig]
     """
     if name not in PRESETS:
         raise unknown("preset", name, PRESETS)
-    method_config, data_config = methods.load(method).Config(), data.load(dataset).Config()
+    module = methods.load(method)
+    method_config, data_config = module.Config(), data.load(dataset).Config()
     data_config, train = dataclasses.replace(data_config, size=256), TrainConfig()
     if name == "demo":
-        method_config = dataclasses.replace(method_config, **DEMO[method])
+        method_config = dataclasses.replace(method_config, **module.DEMO)
         data_config = dataclasses.replace(data_config, size=64 if dataset == "phantoms" else 96)
         train = dataclasses.replace(train, eval_every=200)
     elif name == "smoke":
-        method_config = dataclasses.replace(method_config, **SMOKE[method])
+        method_config = dataclasses.replace(method_config, **module.SMOKE)
         data_config = dataclasses.replace(data_config, size=32)
         if dataset == "phantoms":
             data_config = dataclasses.replace(data_config, masks=16, labelled=16, val=16, test=16)

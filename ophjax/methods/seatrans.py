@@ -37,6 +37,26 @@ PAPER = {
     "arxiv": "2206.05763",
 }
 
+# Changes to Config: a net for two CPU cores, and one for tests that learns nothing.
+DEMO: dict[str, Any] = dict(
+    segmenter_depth=10, segmenter_width=16, decoder_width=16, depth=10, width=16, tokens=8,
+    segmenter_lr=2e-3, lr=5e-4, schedule="cosine", segmenter_steps=400, steps=240,
+)  # fmt: skip
+SMOKE: dict[str, Any] = dict(
+    segmenter_depth=10, segmenter_width=8, decoder_width=4, depth=10, width=8, tokens=4,
+    segmenter_lr=3e-3, lr=1e-3, segmenter_steps=4, steps=4,
+)  # fmt: skip
+
+# What a comparison runs beside the method itself: changes to Config, and the networks taken over from its run.
+VARIANTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "image-only": (dict(baseline="image-only"), ()),
+    "mask-concat": (dict(baseline="mask-concat", segmenter_steps=0), ("segmenter",)),
+    "same-scale": (dict(baseline="same-scale", segmenter_steps=0), ("segmenter",)),
+    "single-attention": (dict(baseline="single-attention", segmenter_steps=0), ("segmenter",)),
+    "features-shuffled": (dict(control="features", segmenter_steps=0), ("segmenter",)),
+    "labels-shuffled": (dict(control="labels", segmenter_steps=0), ("segmenter",)),
+}
+
 Baseline = Literal["none", "image-only", "mask-concat", "same-scale", "single-attention"]
 
 

@@ -14,9 +14,9 @@ from ophjax.train.logs import read_events
 
 pytestmark = pytest.mark.slow
 
-# Nine steps in each stage and a checkpoint after every third: the programs are those of the smoke preset.
+# Six steps in each stage and a checkpoint after every third: the programs are those of the smoke preset.
 COMMAND = (
-    "--method", "seatrans", "--preset", "smoke", "--method.segmenter-steps", 9, "--method.steps", 9,
+    "--method", "seatrans", "--preset", "smoke", "--method.segmenter-steps", 6, "--method.steps", 6,
     "--train.eval-every", 3,
 )  # fmt: skip
 
@@ -24,8 +24,8 @@ COMMAND = (
 def final(folder):
     """The last state, leaf by leaf, and the loss of every step; of a step run twice the later one."""
     with closing(Checkpoints(folder / "checkpoints", read_only=True)) as saved:
-        assert saved.steps()[-1] == 18
-        state = trees.named_leaves(saved.read(18))
+        assert saved.steps()[-1] == 12
+        state = trees.named_leaves(saved.read(12))
     return state, {e["step"]: e["loss"] for e in read_events(folder / "metrics.jsonl") if e["event"] == "train"}
 
 
@@ -81,16 +81,18 @@ def test_kill(start, shell, whole, tmp_path):
     assert_same(final(folder), whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_asked_to_stop(start, shell, whole, tmp_path, number):
-    """SIGTERM and Ctrl-C in mid-stage: saved at the step it had come to, code 75, and --resume ends the run."""
-    process = start(*COMMAND, "--runs", tmp_path, "--name", "run")
-    wait_for(process, lambda: "save" in kinds(tmp_path / "run"))
-    process.send_signal(number)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 75, err
-    assert "--resume" in out.splitlines()[-1] and "Traceback" not in err
-    assert kinds(tmp_path / "run")[-1] == "stop"
+def test_asked_to_stop(start, shell, whole, tmp_path):
+    """SIGTERM, and after --resume Ctrl-C: each time saved at the step it had come to, with code 75."""
+    folder = tmp_path / "run"
+    for number, more in ((signal.SIGTERM, ()), (signal.SIGINT, ("--resume",))):
+        process = start(*COMMAND, "--runs", tmp_path, "--name", "run", *more)
+        before = kinds(folder).count("save")
+        wait_for(process, lambda before=before: kinds(folder).count("save") > before)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 75, err
+        assert out.splitlines()[-1].count("--resume") == 1 and "Traceback" not in err
+        assert kinds(folder)[-1] == "stop"
     result = shell(*COMMAND, "--runs", tmp_path, "--name", "run", "--resume")
     assert result.code == 0, result.err
-    assert_same(final(tmp_path / "run"), whole)
+    assert_same(final(folder), whole)
