@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from ophjax.keys import at
 from ophjax.train import mesh as meshes
 from ophjax.types import Batch, Key, Method, Outputs, TrainState
 
@@ -53,8 +54,8 @@ def gather(
     """
     found: list[dict[str, np.ndarray]] = []
     pending = None
-    for batch in batches:
-        rows, _ = forward(key, state, meshes.place(batch, mesh))
+    for number, batch in enumerate(batches):
+        rows, _ = forward(at(key, number), state, meshes.place(batch, mesh))
         if pending is not None:  # one batch behind, so that the device works while the host waits
             found.append({name: np.asarray(value) for name, value in pending.items()})
         pending = rows

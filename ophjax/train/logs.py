@@ -82,7 +82,7 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
 
 
 class StepLog:
-    """Follows the steps of one stage, one step late: lines in the log, a progress bar, and the search for NaN.
+    """Follows the steps of one stage without holding them up: lines in the log, a progress bar, and the search for NaN.
 
     Where the output is a terminal it draws a bar with rate and time left, else it prints a plain line now and then.
     """

@@ -85,7 +85,7 @@ def draw_samples(data: Dataset, config: Config, fitted: Fitted, key: jax.Array) 
     """Takes the first test batch with its maps (masks, attention), for the report's pictures."""
     batch = next(iter(eval_split(data, "test", config, fitted.mesh)))
     placed = meshes.place(batch, fitted.mesh)
-    rows, maps = fitted.forward(key, fitted.state, placed)
+    rows, maps = fitted.forward(at(key, 0), fitted.state, placed)
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 

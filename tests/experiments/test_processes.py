@@ -14,7 +14,11 @@ from ophjax.train.logs import read_events
 
 pytestmark = pytest.mark.slow
 
-SMOKE = ("--method", "seatrans", "--preset", "smoke")
+# One stage and one SeA-block, since both processes compile every program: an untrained segmenter, two steps.
+COMMAND = (
+    "--method", "seatrans", "--preset", "smoke", "--method.segmenter-steps", 0, "--method.steps", 2,
+    "--method.low-level", 1, "--method.scales", 0, "--name", "run",
+)  # fmt: skip
 
 
 def free_port():
@@ -25,40 +29,44 @@ def free_port():
 
 def losses(folder):
     events = [event for event in read_events(folder / "metrics.jsonl") if event["event"] == "train"]
-    assert [event["step"] for event in events] == list(range(1, 9)), "written by one process"
+    assert [event["step"] for event in events] == [1, 2], "written by one process"
     return np.array([event["loss"] for event in events])
 
 
-def test_two_processes_equal_one(start, smoke_run, tmp_path):
+def final_params(folder):
+    with closing(Checkpoints(folder / "checkpoints", read_only=True)) as saved:
+        return saved.read(saved.steps()[-1])["params"]
+
+
+def test_two_processes_equal_one(start, command, tmp_path):
     where = ("--distributed", "--coordinator", f"127.0.0.1:{free_port()}", "--processes", 2)
     processes = [
-        start(*SMOKE, "--runs", tmp_path, "--name", "first", *where, "--process", i, JAX_NUM_CPU_DEVICES="4")
-        for i in range(2)
+        start(*COMMAND, "--runs", tmp_path / "two", *where, "--process", i, JAX_NUM_CPU_DEVICES="4") for i in range(2)
     ]
+    assert command(*COMMAND, "--runs", tmp_path / "one").code == 0
     outputs = [process.communicate(timeout=500) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
-    assert "Report:" in outputs[0][0] and outputs[1][0] == "", "only the first process speaks"
+    said = [[line for line in out.splitlines() if not line.startswith("[Gloo]")] for out, _ in outputs]
+    assert said[0][-1].startswith("Report:") and said[1] == [], "only the first process speaks"
 
-    # The first step of a stage computes the same from the same numbers, but for the order of sums over devices. Later
-    # steps drift, since Adam magnifies rounding.
-    one, two = losses(smoke_run), losses(tmp_path / "first")
-    np.testing.assert_allclose(one[0], two[0], rtol=1e-4)
-    np.testing.assert_allclose(one, two, rtol=0.1)
-    tables = [list(csv.DictReader((run / "predictions.csv").open())) for run in (smoke_run, tmp_path / "first")]
+    one, two = tmp_path / "one" / "run", tmp_path / "two" / "run"
+    # The first step computes the same from the same numbers, but for the order of sums over devices. After it the
+    # states differ by Adam's steps on gradients that are zero but for rounding.
+    np.testing.assert_allclose(losses(one)[0], losses(two)[0], rtol=1e-4)
+    np.testing.assert_allclose(losses(one)[1], losses(two)[1], rtol=1e-2)
+    tables = [list(csv.DictReader((run / "predictions.csv").read_text().splitlines())) for run in (one, two)]
+    assert len(tables[0]) == 16
     assert [(row["name"], row["label"]) for row in tables[0]] == [(row["name"], row["label"]) for row in tables[1]]
-    with np.load(smoke_run / "samples.npz") as expected, np.load(tmp_path / "first" / "samples.npz") as found:
+    with np.load(one / "samples.npz") as expected, np.load(two / "samples.npz") as found:
         np.testing.assert_array_equal(expected["image"], found["image"])
-    assert {path.name for path in (tmp_path / "first").iterdir()} == {path.name for path in smoke_run.iterdir()}
-    assert json.loads((tmp_path / "first" / "config.json").read_text())["command"].endswith("--process 0")
-
-    # What two processes saved, one reads.
-    with closing(Checkpoints(tmp_path / "first" / "checkpoints", read_only=True)) as saved:
-        params = saved.read(saved.steps()[-1])["params"]
-    with closing(Checkpoints(smoke_run / "checkpoints", read_only=True)) as saved:
-        expected = saved.read(saved.steps()[-1])["params"]
-    assert jax.tree.structure(params) == jax.tree.structure(expected)
+        # Half precision, after two steps: a segmenter that did not learn is the same but for rounding.
+        np.testing.assert_allclose(expected["mask_probs"], found["mask_probs"], atol=2e-3)
+    assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
+    assert json.loads((two / "config.json").read_text())["command"].endswith("--process 0")
+    # What two processes saved, one reads. Two steps move a weight by no more than twice the learning rate of 1e-3.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=4e-3), final_params(one), final_params(two))
 
 
 def test_processes_that_are_not_all_named(shell, tmp_path):
-    result = shell(*SMOKE, "--runs", tmp_path, "--distributed", "--processes", 2)
+    result = shell(*COMMAND, "--runs", tmp_path, "--distributed", "--processes", 2)
     assert result.code == 2 and "Give all three" in result.err and result.err.count("\n") == 1
