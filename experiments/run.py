@@ -100,7 +100,7 @@ def run(argv: list[str]) -> int:
     host.cache_programs()
     import jax
 
-    from ophjax.train import checkpoint, loop, mesh, records, report, results
+    from ophjax.train import checkpoint, loop, mesh, report, results, runfolder
     from ophjax.train.logs import say
 
     if options.distributed:
@@ -123,15 +123,15 @@ def run(argv: list[str]) -> int:
         "method": chosen.method,
         "data": chosen.data,
         "preset": chosen.preset,
-        "config": records.plain_config(method=method_config, data=options.data, train=options.train)
+        "config": runfolder.plain_config(method=method_config, data=options.data, train=options.train)
         | {"start": {"from": list(options.start_from)}},
-        "versions": records.versions(),
+        "versions": runfolder.versions(),
         "note": data.note,
         "regions": list(data.regions),
         "classes": list(data.classes),
         "splits": {name: len(source) for name, source in data.splits.items()},
     }
-    if records.claim(folder, about, resume=options.resume) == "finished":
+    if runfolder.claim(folder, about, resume=options.resume) == "finished":
         if jax.process_index() == 0 and not report.is_fresh(folder):
             report.write_report(folder)  # the run was killed after its last event and before its page was drawn
         say(f"{folder} is finished: see {folder / 'report.html'}. Nothing to do; give another --name for another run.")
@@ -158,7 +158,7 @@ def run(argv: list[str]) -> int:
     scores = results.conclude(method, data, options.train, folder, fitted)
     if jax.process_index() == 0:
         page = report.write_report(folder)
-        say(records.summary(scores))
+        say(runfolder.summary(scores))
         say(f"Report: {page}")
     return 0
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from ophjax import trees
 from ophjax.errors import InputError
@@ -104,15 +105,18 @@ class Checkpoints:
             ) from error
 
     def read(self, step: int) -> dict[str, Any]:
-        """Reads the state of ``step`` as plain dictionaries of NumPy arrays, whatever it was made of.
+        """Reads the state of ``step`` as plain dictionaries of NumPy arrays, whatever devices it was saved from.
 
         Raises:
           InputError: the checkpoint is damaged.
         """
         try:
-            return self._manager.restore(step, args=self._ocp.args.Composite(state=self._ocp.args.StandardRestore()))[
-                "state"
-            ]
+            # Without a target, Orbax restores only to as many devices and processes as there were.
+            found = self._ocp.StandardCheckpointHandler().metadata(self.folder.absolute() / str(step) / "state")
+            like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), found.tree)
+            return self._manager.restore(
+                step, args=self._ocp.args.Composite(state=self._ocp.args.StandardRestore(like))
+            )["state"]
         except Exception as error:  # Orbax and TensorStore raise many kinds, all of which mean this.
             raise InputError(
                 f"Checkpoint {self.folder / str(step)} cannot be read: {first_line(error)} Delete that folder to use "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ophjax.train.record import Run
+from ophjax.train.reading import Run
 
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8

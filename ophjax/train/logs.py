@@ -60,7 +60,7 @@ class EventLog:
             self._file.close()
 
     def _append(self, text: bytes) -> None:
-        if self._file.write(text) < len(text):
+        if self._file is not None and self._file.write(text) < len(text):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _unwritten(self, error: OSError) -> InputError:

@@ -49,7 +49,7 @@ def make_mesh(data: int | None = None, model: int = 1) -> Mesh:
       InputError: the product is not the number of devices.
     """
     devices = jax.device_count()
-    size = devices // model if data is None else data
+    size = devices // max(model, 1) if data is None else data
     if model < 1 or size < 1 or size * model != devices:
         raise InputError(
             f"The mesh was to be data={'all' if data is None else data} x model={model}, but there are {devices} "

@@ -12,8 +12,8 @@ import numpy as np
 from ophjax.metrics import ranking
 from ophjax.train import figures, gallery
 from ophjax.train.figures import Curve
-from ophjax.train.record import BOOKKEEPING, Run, decisions, elapsed, is_number, logged, read_run, series
-from ophjax.train.results import write_whole
+from ophjax.train.reading import BOOKKEEPING, Run, decisions, elapsed, is_number, logged, read_run, series
+from ophjax.train.runfolder import write_whole
 from ophjax.train.style import LIGHT, STYLE
 
 MEANINGS = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,31 +13,13 @@ import jax
 import numpy as np
 
 from ophjax.data.sources import Dataset
-from ophjax.errors import InputError
 from ophjax.keys import at
 from ophjax.train import mesh as meshes
 from ophjax.train.evaluate import gather
 from ophjax.train.logs import EventLog
 from ophjax.train.loop import Config, Fitted, eval_split, require
+from ophjax.train.runfolder import write_whole
 from ophjax.types import Method
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file so that it is there whole or not at all.
-
-    Raises:
-      InputError: the disk is full or the folder cannot be written; the file as it was before stays.
-    """
-    scratch = path.with_name(path.name + ".part")
-    try:
-        scratch.write_bytes(content)
-        os.replace(scratch, path)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise InputError(
-            f"{path} could not be written: {error.strerror or error}. What was saved before is whole: make room or "
-            "mend the folder's permissions, then run the same command with --resume."
-        ) from error
 
 
 def conclude(method: Method, data: Dataset, config: Config, folder: Path, fitted: Fitted) -> dict[str, float]:

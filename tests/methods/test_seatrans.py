@@ -70,7 +70,8 @@ def test_identity_at_the_start(ours, batch):
     jax.tree.map(np.testing.assert_array_equal, with_blocks, without)
     # Statistics as they are after the start: what both nets predict with.
     assert_same_probs(
-        jax.jit(method.predict)(jax.random.key(2), state, batch), jax.jit(plain.predict)(jax.random.key(2), start, batch)
+        jax.jit(method.predict)(jax.random.key(2), state, batch),
+        jax.jit(plain.predict)(jax.random.key(2), start, batch),
     )
 
 
@@ -78,9 +79,12 @@ def test_dynamic_on_the_segmentation(ours, shuffled, states, batch):
     """Check 2: other segmentation features change nothing at the start, and the prediction after three steps."""
     method, state = ours
     predict, predict_shuffled = jax.jit(method.predict), jax.jit(shuffled.predict)
-    key = jax.random.key(3)
-    assert_same_probs(predict(key, state, batch), predict_shuffled(key, state, batch))
-    straight, mixed = (np.asarray(f(key, states[-1], batch)["probs"]) for f in (predict, predict_shuffled))
+
+    def both(state):
+        return (f(jax.random.key(3), state, batch) for f in (predict, predict_shuffled))
+
+    assert_same_probs(*both(state))
+    straight, mixed = (np.asarray(outputs["probs"]) for outputs in both(states[-1]))
     # Rounding moves a probability by 1e-7; three steps of 1e-3 on W0 move it by far more.
     assert np.abs(straight - mixed).max() > 1e-5
 
@@ -148,7 +152,8 @@ def test_an_odd_size_runs():
     assert 0 <= outputs["mask_probs"].min() <= outputs["mask_probs"].max() <= 1
     for level in (1, 2):
         looked = outputs[f"attention_stage{level}"]
-        assert (looked.max((1, 2)) == 1).all() and (looked >= 0).all()
+        assert (looked >= 0).all()
+        np.testing.assert_allclose(looked.max((1, 2)), 1, rtol=1e-6)  # divided by itself, as compiled
 
 
 @pytest.mark.parametrize(("depth", "count"), [(18, 11_177_025), (34, 21_285_185), (50, 23_510_081)])

@@ -9,7 +9,7 @@ import pytest
 from fake_run import make_run, write_config
 
 from ophjax.errors import InputError
-from ophjax.train import figures, gallery, record
+from ophjax.train import figures, gallery, reading
 from ophjax.train.report import write_report
 
 VOID = {"meta", "br", "image", "use", "path", "circle", "rect", "line"}
@@ -174,14 +174,14 @@ def test_after_a_resume_the_later_line_stays():
         return {"event": "train", "stage": "a", "step": step, "loss": loss}
 
     events = [line(1, 1.0), line(2, 2.0), line(3, 3.0), {"event": "resume", "step": 1}, line(2, 20.0)]
-    curve = record.series(record.settle(events), "train", "loss")["a"]
+    curve = reading.series(reading.latest(events), "train", "loss")["a"]
     np.testing.assert_array_equal(curve.x, [1, 2])
     np.testing.assert_array_equal(curve.y, [1, 20])
 
 
 def test_time_between_a_stop_and_a_resume_does_not_count():
     events = [("start", 0), ("train", 10), ("stop", 12), ("resume", 1000), ("train", 1005)]
-    assert record.elapsed({"event": kind, "time": float(at)} for kind, at in events) == 17
+    assert reading.elapsed({"event": kind, "time": float(at)} for kind, at in events) == 17
 
 
 def test_long_curves_are_thinned_to_means():

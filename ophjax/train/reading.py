@@ -54,7 +54,7 @@ def read_run(folder: Path) -> Run:
     return Run(
         folder,
         attempt("config.json", lambda path: dict(json.loads(path.read_text(encoding="utf-8"))), {}),
-        attempt("metrics.jsonl", lambda path: settle(read_events(path)), []),
+        attempt("metrics.jsonl", lambda path: latest(read_events(path)), []),
         attempt("predictions.csv", _read_rows, []),
         attempt("samples.npz", _read_arrays, {}),
         notes,
@@ -72,7 +72,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         return {name: arrays[name] for name in arrays.files}
 
 
-def settle(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def latest(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Orders events as if the run had never been interrupted: of a step run twice the later line stays."""
     kept: dict[tuple[Any, ...], dict[str, Any]] = {}
     for number, event in enumerate(events):

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.metadata
 import json
 import math
+import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,9 +17,26 @@ import numpy as np
 
 from ophjax.errors import InputError
 from ophjax.train.logs import read_events
-from ophjax.train.results import write_whole
 
 PACKAGES = ("ophjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file so that it is there whole or not at all.
+
+    Raises:
+      InputError: the disk is full or the folder cannot be written; the file as it was before stays.
+    """
+    scratch = path.with_name(path.name + ".part")
+    try:
+        scratch.write_bytes(content)
+        os.replace(scratch, path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise InputError(
+            f"{path} could not be written: {error.strerror or error}. What was saved before is whole: make room or "
+            "mend the folder's permissions, then run the same command with --resume."
+        ) from error
 
 
 def plain_config(**configs: Any) -> dict[str, Any]:
