@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,7 @@ class Checkpoints:
         from orbax import checkpoint as ocp
         from orbax.checkpoint import checkpoint_managers as policies
 
-        # Orbax logs tracebacks of what it raises as well.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        _hush()
         # One copy of what is replicated is written whole. By default Orbax cuts each leaf into one slice a device,
         # which for the hundreds of small leaves of these nets takes many times as long as writing them.
         whole = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
@@ -146,6 +146,27 @@ class Checkpoints:
             f"A checkpoint could not be written to {self.folder}: {error}. Earlier checkpoints are whole: make room "
             "or mend the folder's permissions, then run the same command with --resume."
         )
+
+
+def _hush() -> None:
+    """Keeps the echoes of an error off the screen: the error itself is raised, once.
+
+    Orbax logs the traceback of what it raises. At the first error it closes its event loop, and asyncio logs, and
+    TensorStore's threads print, a traceback for each of the hundreds of leaves still under way.
+    """
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    if not isinstance(sys.unraisablehook, _Echoes):
+        sys.unraisablehook = _Echoes(sys.unraisablehook)
+
+
+class _Echoes:
+    def __init__(self, before: Callable[[Any], None]) -> None:
+        self._before = before
+
+    def __call__(self, ignored: Any) -> None:
+        if not (isinstance(ignored.exc_value, RuntimeError) and "Event loop is closed" in str(ignored.exc_value)):
+            self._before(ignored)
 
 
 def first_line(error: Exception) -> str:

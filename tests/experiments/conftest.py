@@ -5,14 +5,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import pytest
 
 import ophjax
 import run
-from ophjax.train import host
+from ophjax.train import host, report
+from ophjax.train.logs import read_events
 
 
 class Result(NamedTuple):
@@ -44,6 +45,18 @@ def command(monkeypatch, capsys) -> Command:
     return call
 
 
+@pytest.fixture
+def redraws(monkeypatch):
+    """Draws no report, which takes longer than the steps; holds the last event at each redraw instead."""
+    seen = []
+
+    def write_report(folder):
+        seen.append([event["event"] for event in read_events(folder / "metrics.jsonl")][-1])
+
+    monkeypatch.setattr(report, "write_report", write_report)
+    return seen
+
+
 SETTINGS = {
     "JAX_PLATFORMS": "cpu",
     "JAX_NUM_CPU_DEVICES": "8",
@@ -55,13 +68,16 @@ SETTINGS = {
 
 @pytest.fixture(scope="session")
 def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts run.py in a process of its own and returns it; what still runs after the tests is killed."""
+    """Starts run.py in a process of its own and returns it; what still runs after the tests is killed.
+
+    ``blocks`` is the most that it may write to one file, in blocks of 512 bytes.
+    """
     started: list[subprocess.Popen[str]] = []
 
-    def call(*argv: object, **environment: str) -> subprocess.Popen[str]:
+    def call(*argv: object, blocks: int | str = "unlimited", **environment: str) -> subprocess.Popen[str]:
         cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
         process = subprocess.Popen(
-            [sys.executable, run.__file__, *map(str, argv)],
+            ["sh", "-c", f'ulimit -f {blocks} && exec "$@"', "sh", sys.executable, run.__file__, *map(str, argv)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -80,8 +96,8 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 def shell(start) -> Command:
     """Like ``command``, in a process of its own."""
 
-    def call(*argv: object) -> Result:
-        process = start(*argv)
+    def call(*argv: object, **options: Any) -> Result:
+        process = start(*argv, **options)
         out, err = process.communicate(timeout=300)
         return Result(process.returncode, out, err)
 

@@ -66,7 +66,7 @@ def test_the_same_command_again_does_nothing(command, smoke_run):
     assert sorted((path, path.stat().st_mtime_ns) for path in smoke_run.rglob("*")) == before
 
 
-def test_network_from_another_run(command, smoke_run, tmp_path):
+def test_network_from_another_run(command, redraws, smoke_run, tmp_path):
     """The segmenter of a finished run, its batch statistics included, with no training of its own."""
     given = (*SMOKE, "--runs", tmp_path, "--name", "taken", "--method.segmenter-steps", 0, "--method.steps", 2)
     assert command(*given, "--start-from", f"segmenter={smoke_run}").code == 0
@@ -143,20 +143,13 @@ def test_the_paper_preset():
 
 
 VARIANTS = [
-    {"baseline": "image-only"},
-    {"baseline": "mask-concat"},
-    {"baseline": "same-scale"},
-    {"baseline": "single-attention"},
-    {"control": "features"},
-    {"control": "labels"},
-    {"freeze_segmenter": False},
-    {"scale_fusion": "concat"},
-    {"encoder_query": "diag"},
-    {"low_level": (1, 2, 3), "scales": (1, 3)},
-    {"norm": "group", "stem": "small"},
-    {"schedule": "cosine", "flip": False},
-    {"dtype": "bfloat16"},
-    {"classes": ("none", "early", "late")},
+    {"baseline": "image-only", "norm": "group", "classes": ("none", "early", "late")},
+    {"baseline": "mask-concat", "control": "labels"},
+    {"baseline": "same-scale", "control": "features"},
+    {"baseline": "single-attention", "dtype": "bfloat16"},
+    {"scale_fusion": "concat", "encoder_query": "diag"},
+    {"freeze_segmenter": False, "schedule": "cosine", "flip": False},
+    {"low_level": (1, 2, 3), "scales": (1, 3), "stem": "small"},
 ]
 
 

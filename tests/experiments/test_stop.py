@@ -69,7 +69,7 @@ def test_kill(start, shell, whole, tmp_path):
 
     for more in ((), ("--resume",)):
         process = start(*COMMAND, "--runs", tmp_path, "--name", "run", *more)
-        wait_for(process, lambda: checkpoints() - known)
+        wait_for(process, lambda known=known: checkpoints() - known)
         time.sleep(random.uniform(0, 0.5))
         process.kill()
         process.communicate()
