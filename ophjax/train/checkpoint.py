@@ -94,6 +94,11 @@ class Checkpoints:
           InputError: the checkpoint is damaged or belongs to another method or configuration.
         """
         try:
+            # Orbax meets another shape in the middle of reading, and then leaves threads and warnings behind.
+            found, wanted = (trees.named_leaves(tree) for tree in (self._shapes(step), like))
+            for name in found.keys() & wanted.keys():
+                if found[name].shape != wanted[name].shape:
+                    raise ValueError(f"{name} has the shape {found[name].shape}, not {wanted[name].shape}.")
             return self._manager.restore(
                 step, args=self._ocp.args.Composite(state=self._ocp.args.StandardRestore(like))
             )["state"]
@@ -112,8 +117,7 @@ class Checkpoints:
         """
         try:
             # Without a target, Orbax restores only to as many devices and processes as there were.
-            found = self._ocp.StandardCheckpointHandler().metadata(self.folder.absolute() / str(step) / "state")
-            like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), found.tree)
+            like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), self._shapes(step))
             return self._manager.restore(
                 step, args=self._ocp.args.Composite(state=self._ocp.args.StandardRestore(like))
             )["state"]
@@ -122,6 +126,9 @@ class Checkpoints:
                 f"Checkpoint {self.folder / str(step)} cannot be read: {first_line(error)} Delete that folder to use "
                 "the checkpoint before it."
             ) from error
+
+    def _shapes(self, step: int) -> Any:
+        return self._ocp.StandardCheckpointHandler().metadata(self.folder.absolute() / str(step) / "state").tree
 
     def should_stop(self, step: int) -> bool:
         """Whether the cluster has announced that it takes the machines back (several processes only)."""
