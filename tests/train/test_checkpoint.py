@@ -68,7 +68,7 @@ def test_another_mesh(saved, model):
 
 def test_another_shape_is_refused(saved):
     wider, fewer = make_state(0, width=8), make_state(0, networks=("segmenter",))
-    for other, word in ((wider, r"has the shape \(4(, 6)?,?\), not \(8"), (fewer, "diagnosis")):
+    for other, word in ((wider, r"has the shape \(4(, 6)?,?\), not \(8"), (fewer, "structures do not match")):
         with pytest.raises(InputError, match=f"does not fit.*{word}") as caught:
             saved.restore(5, target(other))
         assert str(saved.folder / "5") in str(caught.value) and "\n" not in str(caught.value)
