@@ -142,7 +142,7 @@ def test_two_seeds_by_vmap_equal_two_runs(name, started):
     # The second seed's start is the first's, moved a little: what init draws is not the point here.
     states = [state, state.replace(params=jax.tree.map(lambda leaf: leaf * 1.01, state.params))]
     keys = jax.random.split(jax.random.key(5), 2)
-    step = method.stages[-1].step
+    step = method.stages[0].step
 
     def run(key, state):
         state, logs = step(key, state, batch)
