@@ -5,7 +5,6 @@ the pipeline delivers alone (first epoch, and from the cache), their ratio, and 
 """
 
 import argparse
-import dataclasses
 import json
 import resource
 import statistics
@@ -47,9 +46,9 @@ def measure(options: argparse.Namespace) -> dict:
 
     from ophjax.train import loop, mesh
 
-    config, data_config, train = presets.preset(options.preset, options.method, "phantoms")
-    data = datasets.load("phantoms").make(data_config)
-    config = dataclasses.replace(config, regions=data.regions, classes=data.classes)
+    config, data_config, train = presets.preset(options.preset, options.method)
+    data = datasets.load(methods.load(options.method).DATA).make(data_config)
+    config = methods.fit_to(config, data)
     method = methods.load(options.method).make(config)
     where = mesh.make_mesh(model=train.model_parallel)
     spec = loop.batch_spec(data, train, where)

@@ -5,6 +5,7 @@ the command goes on where it was stopped. All other options are those of run.py.
 """
 
 import argparse
+import dataclasses
 import json
 import statistics
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import presets
 import run
+from ophjax import data as datasets
 from ophjax import methods
 from ophjax.data import DATASETS
 from ophjax.errors import InputError
@@ -24,7 +26,7 @@ def arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--method", default="seatrans", help=f"one of {', '.join(methods.METHODS)}")
-    parser.add_argument("--data", default="phantoms", help=f"one of {', '.join(DATASETS)}")
+    parser.add_argument("--data", help=f"one of {', '.join(DATASETS)} (default: the method's phantoms)")
     parser.add_argument("--preset", default="demo", help=f"one of {', '.join(presets.PRESETS)}")
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds (of data or split, and of training)")
     parser.add_argument("--first-seed", type=int, default=0, help="the first of them")
@@ -40,7 +42,8 @@ def one_run(options: argparse.Namespace, variant: str, seed: int, rest: list[str
     def name(of: str) -> str:
         return f"{options.method}-{options.data}-{options.preset}-{of}-{seed}"
 
-    seed_of_data = "--data.seed" if options.data == "phantoms" else "--data.split-seed"
+    has_seed = any(field.name == "seed" for field in dataclasses.fields(datasets.load(options.data).Config))
+    seed_of_data = "--data.seed" if has_seed else "--data.split-seed"
     argv = [
         "--method", options.method, "--data", options.data, "--preset", options.preset, "--runs", str(options.runs),
         "--name", name(variant), "--train.seed", str(seed), seed_of_data, str(seed), *rest,
@@ -86,6 +89,7 @@ def main() -> int:
     """Runs the comparison and prints its table."""
     options, rest = arguments(sys.argv[1:])
     try:
+        options.data = options.data or methods.load(options.method).DATA
         chosen = (options.method, *methods.load(options.method).VARIANTS)
         wanted = [name for name in chosen if not options.variants or name in {options.method, *options.variants}]
         unknown = set(options.variants or []) - set(chosen)

@@ -63,9 +63,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Any]:
         description="Trains a published system of medical image analysis and leaves a report.",
     )  # fmt: skip
     first.add_argument("--method", metavar="NAME", help=f"the system: {', '.join(methods.METHODS)}")
-    first.add_argument(
-        "--data", metavar="NAME", default="phantoms", help=f"the data set: {', '.join(datasets.DATASETS)}"
-    )
+    names = ", ".join(datasets.DATASETS)
+    first.add_argument("--data", metavar="NAME", help=f"the data set: {names} (default: the method's phantoms)")
     first.add_argument("--preset", metavar="NAME", default="demo", help=f"the scale: {', '.join(presets.PRESETS)}")
     chosen, rest = first.parse_known_args(argv)
     if chosen.method is None:
@@ -78,6 +77,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Any]:
         )
     import tyro
 
+    chosen.data = chosen.data or methods.load(chosen.method).DATA
     method, data, train = presets.preset(chosen.preset, chosen.method, chosen.data)
     parts = {"method": method, "data": data, "train": train}
     fields = [(name, type(default), dataclasses.field(default=default)) for name, default in parts.items()]
@@ -107,7 +107,7 @@ def run(argv: list[str]) -> int:
         mesh.start_processes(options.coordinator, options.processes, options.process)
     host.keep_memory()
     data = datasets.load(chosen.data).make(options.data)
-    method_config = dataclasses.replace(options.method, regions=data.regions, classes=data.classes)
+    method_config = methods.fit_to(options.method, data)
     method = methods.load(chosen.method).make(method_config)
     if options.dry_run:
         from ophjax.train import estimate
@@ -129,6 +129,7 @@ def run(argv: list[str]) -> int:
         "note": data.note,
         "regions": list(data.regions),
         "classes": list(data.classes),
+        "domains": list(data.domains),
         "splits": {name: len(source) for name, source in data.splits.items()},
     }
     if runfolder.claim(folder, about, resume=options.resume) == "finished":

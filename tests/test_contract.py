@@ -25,9 +25,9 @@ pytestmark = pytest.mark.parametrize("name", METHODS)
 
 def build(name, **changes):
     """A method at the smoke preset with its data set; ``changes`` go to the method's configuration."""
-    config, data_config, train = presets.preset("smoke", name, "phantoms")
-    data = datasets.load("phantoms").make(data_config)
-    config = dataclasses.replace(config, regions=data.regions, classes=data.classes, **changes)
+    config, data_config, train = presets.preset("smoke", name)
+    data = datasets.load(methods.load(name).DATA).make(data_config)
+    config = dataclasses.replace(methods.fit_to(config, data), **changes)
     return methods.load(name).make(config), data, train
 
 

@@ -31,6 +31,10 @@ from ophjax.data import fundus
 from ophjax.data.sources import Cached, Dataset, Source, Subset
 from ophjax.errors import InputError, unknown
 
+# Changes to Config for two CPU cores, and for tests.
+DEMO: dict[str, Any] = dict(size=64)
+SMOKE: dict[str, Any] = dict(size=32, masks=16, labelled=16, val=16, test=16)
+
 LOW, HIGH = 0.50, 0.69
 
 # Rater r plays ROLES[r % 4] in every example.

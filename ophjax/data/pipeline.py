@@ -27,7 +27,8 @@ def train_batches(
     The order of all examples is one, given by the seed; process i of n reads the i-th part of every batch. The
     k-th batches of n processes one after the other are thus, row by row, the k-th batch of one process with n
     times the batch size. Epochs follow each other without a gap, so that every batch is full, even where the source is
-    smaller than one.
+    smaller than one. Where the source has ``groups`` (domains, classes), the rows of a batch are taken from them in
+    turn, each shuffled on its own, so that all have equal shares and the small ones begin again sooner.
 
     Args:
       source: the examples.
@@ -51,7 +52,14 @@ def train_batches(
     index, count = _check(source, batch_size, process)
     if not 0 <= seed < 1 << 32:
         raise InputError(f"The seed is {seed}; give an integer from 0 to 2**32 - 1.")
-    order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+    groups = getattr(source, "groups", [range(len(source))])
+    if not all(len(group) for group in groups):
+        sizes = ", ".join(str(len(group)) for group in groups)
+        raise InputError(f"One of the {len(groups)} domains or classes of the training data is empty ({sizes} images).")
+    orders = [
+        grain.MapDataset.source(group).seed((seed + i) % (1 << 32)).shuffle().repeat() for i, group in enumerate(groups)
+    ]
+    order = orders[0] if len(orders) == 1 else grain.MapDataset.mix(orders)
     return _batches(source, order, batch_size, index, count, threads)
 
 

@@ -14,9 +14,10 @@ Example = dict[str, np.ndarray]
 class Source(Protocol):
     """Examples by position; safe to read from several threads.
 
-    An example holds ``image`` uint8 [h, w, 3], ``mask`` uint8 [h, w, c] of 0/1 with one channel for each
-    region (regions may be nested) and ``label`` int32 [] the class. It may hold ``raters`` uint8
-    [r, h, w, c], and ``mask_weight`` float32 [], 0 where the mask is not known and its zeros mean nothing.
+    An example holds ``image`` uint8 [h, w, 3] and, as the data set has regions or classes, ``mask`` uint8
+    [h, w, c] of 0/1 with one channel for each region (regions may be nested) and ``label`` int32 [] the class, -1
+    where it is not known. It may hold ``raters`` uint8 [r, h, w, c], ``mask_weight`` float32 [], 0 where the mask
+    is not known and its zeros mean nothing, and ``domain`` int32 [], its place among the data set's domains.
 
     Attributes:
       names: one for each example, unique.
@@ -37,8 +38,10 @@ class Dataset(NamedTuple):
       regions: names of the mask's channels.
       classes: names of the labels 0, 1, ...
       splits: ``masks`` (training images with masks), ``train`` (training images with labels), ``val`` and
-        ``test``.
+        ``test``. Where there are several domains, ``train`` is the source alone, ``domains`` the source and the
+        unlabelled training images of each target, and ``val`` and ``test`` hold all domains.
       note: one sentence on how the split was made.
+      domains: names of the domains 0, 1, ...: the source, then the targets.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Dataset(NamedTuple):
     classes: tuple[str, ...]
     splits: dict[str, Source]
     note: str
+    domains: tuple[str, ...] = ()
 
 
 class Arrays:
@@ -78,6 +82,67 @@ class Subset:
 
     def __getitem__(self, index: int) -> Example:
         return self._source[self._indices[index]]
+
+
+class Unlabelled:
+    """Another source without its labels: every ``label`` is -1, so that nothing can learn from them by mistake."""
+
+    def __init__(self, source: Source):
+        self._source = source
+        self.names = source.names
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._source[index] | {"label": np.full((), -1, np.int32)}
+
+
+class Joined:
+    """The domains of a data set one after the other; each example gets its number as ``domain``.
+
+    Training batches take their rows from the domains in turn, whatever their sizes (see ``groups``).
+
+    Attributes:
+      groups: the positions of each domain.
+    """
+
+    def __init__(self, parts: Sequence[Source], *, first: int = 0):
+        self._parts = list(parts)
+        self._first = first
+        self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
+        self.names = [name for part in self._parts for name in part.names]
+        self.groups = [range(a, b) for a, b in zip(self._starts[:-1], self._starts[1:], strict=True)]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(f"Example {index} of {len(self)}.")
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        example = self._parts[part][index - int(self._starts[part])]
+        return example | {"domain": np.full((), self._first + part, np.int32)}
+
+
+class Balanced:
+    """Another source whose classes take turns in training batches, however rare one of them is.
+
+    Attributes:
+      groups: the positions of each class.
+    """
+
+    def __init__(self, source: Source):
+        self._source = source
+        self.names = source.names
+        labels = np.array([int(source[i]["label"]) for i in range(len(source))])
+        self.groups = [np.flatnonzero(labels == label).tolist() for label in np.unique(labels)]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._source[index]
 
 
 class Cached:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from types import ModuleType
+from typing import Any
 
 from ophjax.errors import unknown
 
 METHODS: dict[str, str] = {
     "seatrans": "ophjax.methods.seatrans",
 }
+
+
+def fit_to(config: Any, data: Any) -> Any:
+    """Fills in what a method's configuration takes over from a data set: the names of regions, classes, domains."""
+    taken = {"regions", "classes", "domains"} & {field.name for field in dataclasses.fields(config)}
+    return dataclasses.replace(config, **{name: getattr(data, name) for name in taken})
 
 
 def load(name: str) -> ModuleType:

@@ -37,6 +37,9 @@ PAPER = {
     "arxiv": "2206.05763",
 }
 
+# The data set where none is named.
+DATA = "phantoms"
+
 # Changes to Config: a net for two CPU cores, and one for tests that learns nothing.
 DEMO: dict[str, Any] = dict(
     segmenter_depth=10, segmenter_width=16, decoder_width=16, depth=10, width=16, tokens=8,

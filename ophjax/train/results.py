@@ -21,6 +21,9 @@ from ophjax.train.loop import Config, Fitted, eval_split, require
 from ophjax.train.runfolder import write_whole
 from ophjax.types import Method
 
+SAMPLED = ("image", "mask", "mask_weight", "label", "domain", "index", "probs")
+"""What samples.npz takes over as it is."""
+
 
 def conclude(method: Method, data: Dataset, config: Config, folder: Path, fitted: Fitted) -> dict[str, float]:
     """Scores the test split and writes predictions.csv, samples.npz and the last events of metrics.jsonl."""
@@ -43,15 +46,11 @@ def conclude(method: Method, data: Dataset, config: Config, folder: Path, fitted
 
 
 def predictions_table(gathered: Mapping[str, np.ndarray], names: list[str]) -> str:
-    """Makes the CSV of one row per test example: name, label, probability, predicted class, overlaps."""
-    probs, labels = gathered["probs"], gathered["label"]
-    columns: dict[str, Any] = {"name": [names[i] for i in gathered["index"]], "label": labels.tolist()}
-    if probs.shape[1] == 2:
-        columns["prob"] = [f"{p:.6f}" for p in probs[:, 1]]
-        columns["predicted"] = (probs[:, 1] >= 0.5).astype(int).tolist()
-    else:
-        columns |= {f"prob_{k}": [f"{p:.6f}" for p in probs[:, k]] for k in range(probs.shape[1])}
-        columns["predicted"] = probs.argmax(1).tolist()
+    """Makes the CSV of one row per test example: name, domain, label, probability, predicted class, overlaps."""
+    columns: dict[str, Any] = {"name": [names[i] for i in gathered["index"]]}
+    columns |= {name: gathered[name].tolist() for name in ("domain", "label") if name in gathered}
+    if "probs" in gathered:
+        columns |= class_columns(gathered["probs"])
     for name in sorted(gathered):
         if name.startswith("dice_"):  # an image without a mask has none
             columns[name] = ["" if np.isnan(v) else f"{v:.4f}" for v in gathered[name]]
@@ -60,6 +59,14 @@ def predictions_table(gathered: Mapping[str, np.ndarray], names: list[str]) -> s
     table.writerow(columns)
     table.writerows(zip(*columns.values(), strict=True))
     return stream.getvalue()
+
+
+def class_columns(probs: np.ndarray) -> dict[str, list]:
+    """Makes the columns of the probabilities [n, k] and of the class that they choose."""
+    if probs.shape[1] == 2:
+        return {"prob": [f"{p:.6f}" for p in probs[:, 1]], "predicted": (probs[:, 1] >= 0.5).astype(int).tolist()}
+    columns: dict[str, list] = {f"prob_{k}": [f"{p:.6f}" for p in probs[:, k]] for k in range(probs.shape[1])}
+    return columns | {"predicted": probs.argmax(1).tolist()}
 
 
 def draw_samples(data: Dataset, config: Config, fitted: Fitted, key: jax.Array) -> dict[str, np.ndarray]:
@@ -73,7 +80,7 @@ def draw_samples(data: Dataset, config: Config, fitted: Fitted, key: jax.Array) 
         placed, maps = multihost_utils.process_allgather((placed, maps), tiled=True)
     found = {name: np.asarray(value) for name, value in (dict(placed) | dict(rows) | dict(maps)).items()}
     real = found["weight"] > 0
-    samples = {name: found[name][real] for name in ("image", "mask", "mask_weight", "label", "index", "probs")}
+    samples = {name: found[name][real] for name in SAMPLED if name in found}
     if "mask_probs" in found:
         samples["mask_probs"] = found["mask_probs"][real].astype(np.float16)
     looked = {name.removeprefix("attention_"): v for name, v in found.items() if name.startswith("attention_")}

@@ -1,0 +1,31 @@
+"""Scores by domain."""
+
+import numpy as np
+
+from ophjax.metrics.domains import by_domain, named
+
+
+def count(rows):
+    """A score with an interval: the mean of the labels."""
+    mean = float(rows["label"].mean())
+    return {"share": mean, "share_low": mean - 0.1, "share_high": mean + 0.1}
+
+
+def test_targets_count_alike():
+    """A target of four rows and one of one row weigh the same; the source does not count."""
+    gathered = {"label": np.array([1, 1, 0, 0, 0, 0, 1]), "domain": np.array([0, 0, 1, 1, 1, 1, 2])}
+    found = by_domain(gathered, ("clinic", "mist", "dim"), count)
+    assert found["share"] == 0.5 and found["share_worst"] == 0.0
+    assert (found["share_clinic"], found["share_mist"], found["share_dim"]) == (1.0, 0.0, 1.0)
+    assert found["share_dim_low"] == 0.9
+    assert "share_low" not in found, "the mean over targets has no interval of its own"
+
+
+def test_a_split_without_targets_and_a_single_domain():
+    rows = {"label": np.array([1, 0]), "domain": np.array([0, 0])}
+    assert by_domain(rows, ("clinic", "mist"), count).keys() == {"share_clinic", "share_clinic_low", "share_clinic_high"}
+    assert by_domain({"label": np.array([1, 0])}, (), count)["share"] == 0.5
+
+
+def test_names():
+    assert named("dice_cup", "mist") == "dice_cup_mist" and named("auc_high", "mist") == "auc_mist_high"
