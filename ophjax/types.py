@@ -53,6 +53,7 @@ class Stage(NamedTuple):
       step: the compiled unit.
       data: name of the data stream whose batches it takes (a split of the data set).
       trains: names of the networks that it changes; the others stay as they are, bit for bit.
+      balanced: whether the classes take turns in the batches, however rare one of them is.
       enter: run once before the first step; not run when a run resumes inside the stage.
     """
 
@@ -61,6 +62,7 @@ class Stage(NamedTuple):
     step: Step
     data: str
     trains: tuple[str, ...]
+    balanced: bool = False
     enter: Callable[[Key, TrainState], TrainState] = keep
 
 

@@ -80,6 +80,8 @@ class Config:
     """Channels of the segmenter's first stage."""
     decoder_width: int = 128
     """Channels of each half of a decoder block; its output has twice as many."""
+    segmenter_norm: Literal["batch", "group"] = "batch"
+    """Normalisation of the segmenter."""
     depth: Literal[10, 18, 34, 50, 101] = 34
     """Layers of the diagnosis ResNet."""
     width: int = 64
@@ -95,6 +97,12 @@ class Config:
     """Segmentation features used, coarse to fine: 0 the bottleneck (stride 32), 1 to 3 the decoder's (16, 8, 4)."""
     tokens: int = 16
     """Each map becomes at most tokens x tokens tokens."""
+    token_width: int | None = None
+    """Channels of the tokens; None: those of the diagnosis stage."""
+    heads: tuple[int, int, int] = (2, 4, 8)
+    """Attention heads after stages 1, 2 and 3: 32 channels each at the paper's scale."""
+    feed_forward_ratio: int = 3
+    """Width of the feed-forward layers over that of the tokens."""
     encoder_query: Literal["seg", "diag"] = "seg"
     """Who asks in the encoder: segmentation tokens (default) or diagnosis tokens."""
     scale_fusion: Literal["sequential", "concat"] = "sequential"
@@ -110,6 +118,14 @@ class Config:
     """Weight of the diseased class in the loss (two classes only)."""
     flip: bool = True
     """Horizontal flips of image and mask."""
+    dice_weight: float = 1.0
+    """Weight of the soft-Dice loss beside the cross-entropy of the masks."""
+    balanced: bool = False
+    """Stage 2 draws each class equally often (then set positive_weight to 1)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's decay rates of the first and the second moment."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay (AdamW)."""
     segmenter_lr: float = 1e-4
     """Adam's learning rate in stage 1."""
     lr: float = 1e-4
@@ -156,6 +172,12 @@ def check(config: Config) -> None:
         "segmenter-width": (config.segmenter_width >= 1, "at least 1"),
         "decoder-width": (config.decoder_width >= 1, "at least 1"),
         "drop-path": (0 <= config.drop_path < 1, "at least 0 and below 1"),
+        "token-width": (config.token_width is None or config.token_width >= 1, "at least 1"),
+        "heads": (min(config.heads) >= 1, "three positive numbers that divide the width of the tokens"),
+        "feed-forward-ratio": (config.feed_forward_ratio >= 1, "at least 1"),
+        "dice-weight": (config.dice_weight >= 0, "at least 0"),
+        "betas": (all(0 <= beta < 1 for beta in config.betas), "two numbers of at least 0 and below 1"),
+        "weight-decay": (config.weight_decay >= 0, "at least 0"),
         "segmenter-lr": (config.segmenter_lr > 0, "above 0"),
         "lr": (config.lr > 0, "above 0"),
         "control": (
@@ -197,6 +219,7 @@ def make(config: Config) -> Method:
         width=config.segmenter_width,
         decoder=config.decoder_width,
         stem_kind=config.stem,
+        norm=config.segmenter_norm,
         dtype=dtype,
     )
     diagnosis = AssistedResNet(
@@ -207,7 +230,10 @@ def make(config: Config) -> Method:
         norm=config.norm,
         pairing=pairing(config),
         block="single" if config.baseline == "single-attention" else "sea",
+        heads=config.heads,
+        token_width=config.token_width,
         tokens=config.tokens,
+        ratio=config.feed_forward_ratio,
         encoder_query=config.encoder_query,
         scale_fusion=config.scale_fusion,
         drop_path=config.drop_path,
@@ -217,7 +243,8 @@ def make(config: Config) -> Method:
     trained = ("segmenter", "diagnosis") if joint else ("diagnosis",)
 
     def optimiser(lr: float, steps: int) -> optax.GradientTransformation:
-        return bundle(optax.adam(optax.cosine_decay_schedule(lr, steps) if config.schedule == "cosine" else lr))
+        rate = optax.cosine_decay_schedule(lr, steps) if config.schedule == "cosine" else lr
+        return bundle(optax.adamw(rate, *config.betas, weight_decay=config.weight_decay))
 
     segmenter_tx = optimiser(config.segmenter_lr, max(config.segmenter_steps, 1))
     diagnosis_tx = optimiser(config.lr, config.steps)
@@ -226,7 +253,7 @@ def make(config: Config) -> Method:
         variables = {"params": params["segmenter"], "batch_stats": stats["segmenter"]}
         if train:
             (logits, taps), new = segmenter.apply(variables, image, train=True, mutable=["batch_stats"])
-            return logits, taps, new["batch_stats"]
+            return logits, taps, new.get("batch_stats", {})
         logits, taps = segmenter.apply(variables, image, train=False)
         return logits, taps, stats["segmenter"]
 
@@ -247,7 +274,8 @@ def make(config: Config) -> Method:
 
     def segmentation_loss(logits: jax.Array, batch: Batch) -> jax.Array:
         target = batch["mask"].astype(jnp.float32)
-        both = binary_cross_entropy(logits, target) + soft_dice_loss(jax.nn.sigmoid(logits), target)
+        dice = soft_dice_loss(jax.nn.sigmoid(logits), target)
+        both = binary_cross_entropy(logits, target) + config.dice_weight * dice
         # Images without a mask do not count.
         return (both.sum(-1) * batch["mask_weight"]).sum() / jnp.maximum(batch["mask_weight"].sum(), 1.0)
 
@@ -293,7 +321,7 @@ def make(config: Config) -> Method:
         params, stats, opt = {}, {}, {}
         if assisted:
             made = segmenter.init(at(key, "segmenter"), image, train=False)
-            params["segmenter"], stats["segmenter"] = made["params"], made["batch_stats"]
+            params["segmenter"], stats["segmenter"] = made["params"], made.get("batch_stats", {})
             opt["segmenter"] = begin(segmenter_tx, params, ("segmenter",))
             logits, taps, _ = segment(params, stats, image, train=False)
             image, taps = diagnosis_inputs(logits, taps, image, others(at(key, "order"), len(image)))
@@ -333,7 +361,7 @@ def make(config: Config) -> Method:
     learn = descend(learn_masks, segmenter_tx, trains=("segmenter",), slot="segmenter")
     stages = []
     if assisted and config.segmenter_steps:
-        stages.append(Stage("segmenter", config.segmenter_steps, learn, data="masks", trains=("segmenter",)))
+        stages.append(Stage("segmenter", config.segmenter_steps, learn, "masks", ("segmenter",)))
     learn = descend(learn_labels, diagnosis_tx, trains=trained, slot="diagnosis")
-    stages.append(Stage("diagnosis", config.steps, learn, data="train", trains=trained))
+    stages.append(Stage("diagnosis", config.steps, learn, "train", trained, balanced=config.balanced))
     return Method(init, tuple(stages), predict, metrics, scores, watch="auc")

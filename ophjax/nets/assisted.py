@@ -26,8 +26,9 @@ class AssistedResNet(nn.Module):
       outputs: number of logits.
       depth, width, stem_kind, norm: of the ResNet.
       pairing: for each steered stage (1 to 3), the positions in ``features`` of the scales it meets, in order.
-        Stage l has 2**l heads: 32 channels each in a ResNet-34 of width 64 (128 in a ResNet-50).
-      tokens, scale_fusion, block, encoder_query, drop_path: of the SeA-blocks, see ``SeAFusion``.
+      heads: of every attention after stages 1, 2 and 3.
+      token_width: channels of the tokens; None takes the stage's own.
+      tokens, scale_fusion, block, encoder_query, ratio, drop_path: of the SeA-blocks, see ``SeAFusion``.
     """
 
     outputs: int = 1
@@ -36,10 +37,13 @@ class AssistedResNet(nn.Module):
     stem_kind: str = "imagenet"
     norm: str = "batch"
     pairing: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    heads: tuple[int, int, int] = (2, 4, 8)
+    token_width: int | None = None
     tokens: int = 16
     scale_fusion: str = "sequential"
     block: str = "sea"
     encoder_query: str = "seg"
+    ratio: int = 3
     drop_path: float = 0.05
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -63,11 +67,13 @@ class AssistedResNet(nn.Module):
             if level not in met:
                 continue
             x, seen = SeAFusion(
-                heads=2**level,
+                heads=self.heads[level - 1],
+                width=self.token_width,
                 tokens=self.tokens,
                 scale_fusion=self.scale_fusion,
                 block=self.block,
                 encoder_query=self.encoder_query,
+                ratio=self.ratio,
                 drop_path=self.drop_path,
                 name=f"fusion{level}",
                 **types,

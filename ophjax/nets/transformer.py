@@ -182,6 +182,7 @@ class AttentionLayer(nn.Module):
     """``x' = x + DropPath(MHA(x, context))``, then ``x' + DropPath(FFN(x'))``; returns it and the attention."""
 
     heads: int
+    ratio: int = 3
     drop_path: float = 0.05
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -191,7 +192,7 @@ class AttentionLayer(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         mixed, attention = CrossAttention(self.heads, name="attention", **types)(x, context)
         y = x.values + DropPath(self.drop_path, name="drop_attention")(mixed, train=train)
-        fed = FeedForward(name="feed_forward", **types)(y)
+        fed = FeedForward(self.ratio, name="feed_forward", **types)(y)
         return x._replace(values=y + DropPath(self.drop_path, name="drop_feed_forward")(fed, train=train)), attention
 
 
@@ -207,6 +208,7 @@ class TokenExchange(nn.Module):
     heads: int
     block: str = "sea"
     encoder_query: str = "seg"
+    ratio: int = 3
     drop_path: float = 0.05
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -219,7 +221,7 @@ class TokenExchange(nn.Module):
             raise unknown("encoder query", self.encoder_query, QUERIES)
 
         def layer(name: str) -> AttentionLayer:
-            return AttentionLayer(self.heads, self.drop_path, self.dtype, self.param_dtype, name=name)
+            return AttentionLayer(self.heads, self.ratio, self.drop_path, self.dtype, self.param_dtype, name=name)
 
         embedded, maps = list(segs), []
         if self.block == "sea":
@@ -247,7 +249,8 @@ class SeABlock(nn.Module):
       heads: of every attention.
       width: channels of the tokens; None takes the diagnosis map's.
       tokens: most tokens down and across; larger maps are averaged.
-      block, encoder_query, drop_path: see ``TokenExchange``.
+      block, encoder_query: see ``TokenExchange``.
+      ratio, drop_path: of the feed-forward and residual branches, see ``FeedForward`` and ``DropPath``.
     """
 
     heads: int
@@ -255,6 +258,7 @@ class SeABlock(nn.Module):
     tokens: int = 16
     block: str = "sea"
     encoder_query: str = "seg"
+    ratio: int = 3
     drop_path: float = 0.05
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -266,8 +270,8 @@ class SeABlock(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         batch, height, width, channels = diag.shape
         tokens = TokenEmbed(self.width or channels, self.heads, self.tokens, name="embed", **types)(diag)
-        exchange = TokenExchange(self.heads, self.block, self.encoder_query, self.drop_path, name="exchange", **types)
-        out, attention = exchange(tokens, segs, train=train)
+        settings = (self.heads, self.block, self.encoder_query, self.ratio, self.drop_path)
+        out, attention = TokenExchange(*settings, name="exchange", **types)(tokens, segs, train=train)
         write = nn.Dense(channels, use_bias=False, kernel_init=nn.initializers.zeros, name="write", **types)
         grid = token_grid(height, width, tokens=self.tokens)
         update = write(out - tokens.values).reshape(batch, *grid, channels)
@@ -294,6 +298,7 @@ class SeAFusion(nn.Module):
     scale_fusion: str = "sequential"
     block: str = "sea"
     encoder_query: str = "seg"
+    ratio: int = 3
     drop_path: float = 0.05
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -309,9 +314,8 @@ class SeAFusion(nn.Module):
         streams = [
             TokenEmbed(width, self.heads, self.tokens, name=f"embed{i + 1}", **types)(seg) for i, seg in enumerate(segs)
         ]
-        block = SeABlock(
-            self.heads, width, self.tokens, self.block, self.encoder_query, self.drop_path, name="blocks", **types
-        )
+        settings = (self.heads, width, self.tokens, self.block, self.encoder_query, self.ratio, self.drop_path)
+        block = SeABlock(*settings, name="blocks", **types)
         if self.scale_fusion == "concat":
             diag, attention = block(diag, streams, train=train)
             return diag, (attention,)

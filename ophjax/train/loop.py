@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from ophjax import trees
 from ophjax.data import pipeline
-from ophjax.data.sources import Dataset, Source
+from ophjax.data.sources import Balanced, Dataset, Source
 from ophjax.errors import InputError
 from ophjax.keys import at
 from ophjax.train import mesh as meshes
@@ -147,8 +147,9 @@ def run_stage(run: Run, place: Place, state: TrainState, stop: StopRequest) -> t
         state = jax.device_put(stage.enter(at(run.root, "enter", stage.name), state), run.shardings)
         run.log.write("stage", stage=stage.name, step=place.before, steps=stage.steps)
     rows, part, parts = meshes.local_share(run.mesh, config.batch_size)
+    source = require(run.data, stage.data)
     batches = pipeline.train_batches(
-        require(run.data, stage.data),
+        Balanced(source) if stage.balanced else source,
         batch_size=rows,
         seed=int(jax.random.bits(at(run.root, "data", stage.name)) >> 1),
         process=(part, parts),

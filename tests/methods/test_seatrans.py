@@ -165,6 +165,42 @@ def test_plain_parameter_counts(depth, count):
     assert {name: trees.count(tree) for name, tree in state.params.items()} == {"diagnosis": count}
 
 
+def sizes_of(**changes):
+    """Parameters of each network, and names of their batch statistics, by shapes alone."""
+    config, _ = config_of(**changes)
+    batch = {"image": jax.ShapeDtypeStruct((2, 64, 64, 3), np.uint8)}
+    state = jax.eval_shape(seatrans.make(config).init, jax.random.key(0), batch)
+    return {name: trees.count(tree) for name, tree in state.params.items()}, state.extra["batch_stats"]
+
+
+def test_every_decision_is_an_option():
+    """What each changes in size, by hand for tokens of 8 and 16 channels (stages 1 and 2), four blocks each."""
+    plain, _ = sizes_of()
+    # Two attention layers a block; a feed-forward layer has 2 r C^2 weights and r C + C biases.
+    wider, _ = sizes_of(feed_forward_ratio=4)
+    assert wider["diagnosis"] - plain["diagnosis"] == 4 * 2 * sum(2 * c * c + c for c in (8, 16))
+    # A position table has 16 tokens (4 at the coarsest scale) of C / heads numbers, for the four scales and blocks.
+    fewer, _ = sizes_of(heads=(1, 1, 1))
+    tables = 4 + 16 + 16 + 16 + 4 * 16
+    assert fewer["diagnosis"] - plain["diagnosis"] == tables * (8 - 8 // 2 + 16 - 16 // 4)
+    narrow, _ = sizes_of(token_width=8)
+    assert narrow["diagnosis"] < plain["diagnosis"] and narrow["segmenter"] == plain["segmenter"]
+    grouped, stats = sizes_of(segmenter_norm="group")
+    assert grouped["segmenter"] == plain["segmenter"] and not stats["segmenter"] and stats["diagnosis"]
+    stages = {flag: seatrans.make(config_of(balanced=flag)[0]).stages for flag in (False, True)}
+    assert [stage.balanced for stage in stages[True]] == [False, True] and not stages[False][-1].balanced
+
+
+def test_the_weight_of_the_dice_loss(ours, batch):
+    """Without it the first stage's loss is smaller by a Dice loss, which lies in [0, 1] for each of two regions."""
+    method, state = ours
+    without = seatrans.make(config_of(flip=False, drop_path=0.0, dice_weight=0.0)[0])
+    both, alone = (
+        float(jax.jit(one.stages[0].step)(jax.random.key(0), state, batch)[1]["loss"]) for one in (method, without)
+    )
+    assert 0.1 < both - alone < 2
+
+
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
@@ -173,6 +209,9 @@ def test_plain_parameter_counts(depth, count):
         ({"scales": (4,)}, "--method.scales"),
         ({"steps": 0}, "--method.steps"),
         ({"segmenter_steps": -1}, "--method.segmenter-steps"),
+        ({"heads": (2, 0, 8)}, "--method.heads"),
+        ({"betas": (0.9, 1.0)}, "--method.betas"),
+        ({"feed_forward_ratio": 0}, "--method.feed-forward-ratio"),
         ({"classes": ("all",)}, "at least two"),
     ],
 )
