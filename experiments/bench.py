@@ -2,34 +2,43 @@
 
 Prints, for each stage, the compile time, the step time with a batch that lies on the device, the images per second
 the pipeline delivers alone (first epoch, and from the cache), their ratio, and the peak memory of the process.
+With --variants the last stage's step is timed in turns with that of other variants of the method; with
+--convolutions the library's convolutions are timed in turns with plain lax.
 """
 
 import argparse
+import dataclasses
 import json
 import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import presets
 from ophjax import data as datasets
 from ophjax import methods
 from ophjax.data import pipeline
-from ophjax.errors import InputError
+from ophjax.errors import InputError, unknown
 from ophjax.train import host
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     """Reads the options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--method", default="seatrans", help=f"one of {', '.join(methods.METHODS)}")
     parser.add_argument("--preset", default="demo", help=f"one of {', '.join(presets.PRESETS)}")
     parser.add_argument("--steps", type=int, default=30, help="timed steps of each stage")
+    parser.add_argument("--variants", nargs="+", default=[], metavar="NAME", help="variants to time beside the method")
+    parser.add_argument("--convolutions", action="store_true", help="time convolutions instead of a method")
     parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
     return parser.parse_args(argv)
 
 
-def pipeline_rate(source, batch_size: int, threads: int, batches: int) -> float:
+def pipeline_rate(source: Any, batch_size: int, threads: int, batches: int) -> float:
     """Images per second of the pipeline with nothing behind it."""
     stream = pipeline.train_batches(source, batch_size=batch_size, seed=0, threads=threads)
     start = time.perf_counter()
@@ -40,53 +49,153 @@ def pipeline_rate(source, batch_size: int, threads: int, batches: int) -> float:
     return batches * batch_size / taken
 
 
+class Bench:
+    """A method or a variant of it, started, whose stages can be stepped one at a time."""
+
+    def __init__(self, options: argparse.Namespace, variant: str = "") -> None:
+        import jax
+
+        from ophjax.train import loop, mesh
+
+        module = methods.load(options.method)
+        if variant and variant not in module.VARIANTS:
+            raise unknown("variant", variant, tuple(module.VARIANTS))
+        config, data_config, self.train = presets.preset(options.preset, options.method)
+        self.data = datasets.load(module.DATA).make(data_config)
+        changes = module.VARIANTS[variant][0] if variant else {}
+        self.method = module.make(dataclasses.replace(methods.fit_to(config, self.data), **changes))
+        self.mesh = mesh.make_mesh(model=self.train.model_parallel)
+        spec = loop.batch_spec(self.data, self.train, self.mesh)
+        self.shardings = mesh.state_shardings(jax.eval_shape(self.method.init, jax.random.key(0), spec), self.mesh)
+        init = loop.compile_init(self.method, spec, self.shardings)
+        start = time.perf_counter()
+        self.state = jax.block_until_ready(init(jax.random.key(self.train.seed)))
+        self.init_s = time.perf_counter() - start
+
+    def enter(self, stage: Any) -> float:
+        """Goes to a stage: places a batch, compiles and runs its first step; returns the seconds of that step."""
+        from ophjax.train import loop, mesh
+
+        stream = pipeline.train_batches(self.data.splits[stage.data], batch_size=self.train.batch_size, seed=0)
+        self.batch = mesh.place(next(stream), self.mesh)
+        stream.close()
+        self.step = loop.compile_step(stage, self.mesh, self.shardings)
+        return self.run()
+
+    def run(self) -> float:
+        """Seconds of one step."""
+        import jax
+
+        start = time.perf_counter()
+        self.state, _ = jax.block_until_ready(self.step(jax.random.key(0), self.state, self.batch))
+        return time.perf_counter() - start
+
+
 def measure(options: argparse.Namespace) -> dict:
-    """Times every stage of the method on phantoms."""
+    """Times every stage of the method, and the last one against the variants asked for."""
     import jax
 
-    from ophjax.train import loop, mesh
-
-    config, data_config, train = presets.preset(options.preset, options.method)
-    data = datasets.load(methods.load(options.method).DATA).make(data_config)
-    config = methods.fit_to(config, data)
-    method = methods.load(options.method).make(config)
-    where = mesh.make_mesh(model=train.model_parallel)
-    spec = loop.batch_spec(data, train, where)
-    shardings = mesh.state_shardings(jax.eval_shape(method.init, jax.random.key(0), spec), where)
-    start = time.perf_counter()
-    state = jax.block_until_ready(loop.compile_init(method, spec, shardings)(jax.random.key(train.seed)))
-    found = {"init_s": time.perf_counter() - start, "stages": []}
-    for stage in method.stages:
-        source = data.splits[stage.data]
+    bench = Bench(options)
+    train, found = bench.train, {"init_s": bench.init_s, "stages": []}
+    for stage in bench.method.stages:
+        source = bench.data.splits[stage.data]
         epoch = -(-len(source) // train.batch_size)
         drawn = pipeline_rate(source, train.batch_size, train.threads, epoch)
         cached = pipeline_rate(source, train.batch_size, train.threads, 4 * epoch)
-        stream = pipeline.train_batches(source, batch_size=train.batch_size, seed=0, threads=train.threads)
-        batch = mesh.place(next(stream), where)
-        stream.close()
-        step = loop.compile_step(stage, where, shardings)
-        start = time.perf_counter()
-        state, _ = jax.block_until_ready(step(jax.random.key(0), state, batch))
-        compiled = time.perf_counter() - start
-        times = []
-        for _ in range(options.steps):
-            start = time.perf_counter()
-            state, _ = jax.block_until_ready(step(jax.random.key(0), state, batch))
-            times.append(time.perf_counter() - start)
-        rate = train.batch_size / statistics.median(times)
+        compiled = bench.enter(stage)
+        taken = statistics.median(bench.run() for _ in range(options.steps))
         found["stages"].append(
             {
                 "name": stage.name,
                 "first_step_s": compiled,
-                "step_ms": 1000 * statistics.median(times),
-                "step_images_per_s": rate,
+                "step_ms": 1000 * taken,
+                "step_images_per_s": train.batch_size / taken,
                 "pipeline_first_epoch_images_per_s": drawn,
                 "pipeline_images_per_s": cached,
-                "pipeline_over_step": cached / rate,
+                "pipeline_over_step": cached / (train.batch_size / taken),
             }
         )
+    found["step_over_variant"] = {}
+    for variant in options.variants:
+        other = Bench(options, variant)
+        other.enter(other.method.stages[-1])
+        found["step_over_variant"][variant] = in_turns(bench.run, other.run, options.steps)
     found["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"method": options.method, "preset": options.preset, "platform": jax.devices()[0].platform} | found
+
+
+def in_turns(ours: Callable[[], float], theirs: Callable[[], float], times: int) -> float:
+    """The median time of one over that of the other, each run after the other so that both see the same machine."""
+    pairs = [(ours(), theirs()) for _ in range(times)]
+    return statistics.median(a for a, _ in pairs) / statistics.median(b for _, b in pairs)
+
+
+def convolutions(times: int) -> dict[str, float]:
+    """Times forward pass and both gradients of each convolution, ours over plain lax."""
+    import jax
+    import jax.numpy as jnp
+    from flax import linen as nn
+    from jax import lax
+
+    from ophjax.nets import conv
+
+    def plain(x: Any, kernel: Any, stride: int = 1, groups: int = 1) -> Any:
+        sides = ((kernel.shape[0] - 1) // 2,) * 2
+        return lax.conv_general_dilated(
+            x, kernel, (stride, stride), (sides, sides), dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )  # fmt: skip
+
+    def pooled(size: int, stride: int, pad: int) -> tuple[Callable, Callable]:
+        sides = ((pad, pad), (pad, pad))
+        return (
+            lambda x, kernel: conv.max_pool(x, size=size, stride=stride, padding=pad) * kernel,
+            lambda x, kernel: nn.max_pool(x, (size, size), (stride, stride), sides) * kernel,
+        )
+
+    def strided(stride: int) -> tuple[Callable, Callable]:
+        return (lambda x, k: conv.conv2d(x, k, stride=stride)), (lambda x, k: plain(x, k, stride))
+
+    # name: ours and lax's, shape of the images, shape of the kernel
+    cases = {
+        "3x3, 64 px, 16 channels": (strided(1), (16, 64, 64, 16), (3, 3, 16, 16)),
+        "3x3 stride 2, 32 px, 32 channels": (strided(2), (16, 32, 32, 32), (3, 3, 32, 64)),
+        "7x7 stride 2, 64 px, 3 to 64 channels": (strided(2), (8, 64, 64, 3), (7, 7, 3, 64)),
+        "3x3, 4 px, 128 channels": (strided(1), (16, 4, 4, 128), (3, 3, 128, 128)),
+        "3x3, 2 px, 128 channels": (strided(1), (16, 2, 2, 128), (3, 3, 128, 128)),
+        "3x3, 32 px, 64 to 3 channels": (strided(1), (16, 32, 32, 64), (3, 3, 64, 3)),
+        "1x1 stride 2, 32 px, 64 channels": (strided(2), (16, 32, 32, 64), (1, 1, 64, 128)),
+        "1x1, 64 px, 256 to 64 channels": (strided(1), (4, 64, 64, 256), (1, 1, 256, 64)),
+        "depthwise 3x3, 32 px, 64 channels": (
+            (conv.depthwise2d, lambda x, k: plain(x, k, groups=x.shape[-1])), (16, 32, 32, 64), (3, 3, 1, 64),
+        ),
+        "transposed 2x2, 16 px, 64 channels": (
+            (
+                conv.upsample2x2,
+                lambda x, k: lax.conv_transpose(x, k, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")),
+            ), (16, 16, 16, 64), (2, 2, 64, 32),
+        ),
+        "max-pool 3 stride 2, 32 px, 64 channels": (pooled(3, 2, 1), (16, 32, 32, 64), ()),
+        "max-pool 2 stride 2, 32 px, 64 channels": (pooled(2, 2, 0), (16, 32, 32, 64), ()),
+    }  # fmt: skip
+    found = {}
+    for name, (pair, image, kernel) in cases.items():
+        inputs = [jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate((image, kernel))]
+
+        def timed(function: Callable, inputs: list = inputs) -> Callable[[], float]:
+            gradients = jax.jit(jax.value_and_grad(lambda x, k: jnp.square(function(x, k)).sum(), argnums=(0, 1)))
+            jax.block_until_ready(gradients(*inputs))
+
+            def run() -> float:
+                start = time.perf_counter()
+                jax.block_until_ready(gradients(*inputs))
+                return time.perf_counter() - start
+
+            return run
+
+        found[name] = in_turns(*(timed(function) for function in pair), times)
+        print(f"  {name:42} {found[name]:.2f}")
+    return found
 
 
 def main() -> int:
@@ -94,11 +203,23 @@ def main() -> int:
     options = arguments(sys.argv[1:])
     host.cache_programs()
     host.keep_memory()
-    try:
-        found = measure(options)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if options.convolutions:
+        print("Forward pass and both gradients, ours over lax:")
+        found: dict = convolutions(options.steps)
+    else:
+        try:
+            found = measure(options)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        describe(found)
+    if options.json:
+        print(json.dumps(found))
+    return 0
+
+
+def describe(found: dict) -> None:
+    """Prints what was measured of a method."""
     print(f"{found['method']}, preset {found['preset']}, on {found['platform']}: init {found['init_s']:.1f} s")
     for stage in found["stages"]:
         print(
@@ -107,10 +228,9 @@ def main() -> int:
             f"images/s in the first epoch, {stage['pipeline_images_per_s']:.0f} after it: "
             f"{stage['pipeline_over_step']:.1f} times what the step takes"
         )
+    for variant, ratio in found["step_over_variant"].items():
+        print(f"  its last stage's step takes {ratio:.2f} times that of {variant}")
     print(f"  peak memory {found['peak_memory_mib']:.0f} MiB")
-    if options.json:
-        print(json.dumps(found))
-    return 0
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ the command goes on where it was stopped. All other options are those of run.py.
 
 import argparse
 import dataclasses
+import fnmatch
 import json
 import statistics
 import sys
@@ -67,19 +68,20 @@ def spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.3f}{deviation}"
 
 
-def table(scores: dict[str, list[dict[str, float]]]) -> str:
-    """Makes the Markdown table: each variant's scores, and its AUC against the method's, seed by seed."""
+def table(scores: dict[str, list[dict[str, float]]], patterns: tuple[str, ...]) -> str:
+    """Makes the Markdown table: each variant's scores, and the first of them against the method's, seed by seed."""
     main = next(iter(scores))
-    names = {name for found in scores.values() for name in found[0]}
-    regions = sorted(name for name in names if name.startswith("dice_") and f"{name}_low" in names)
-    columns = ["auc", "accuracy", "f1", *regions]
+    names = list(dict.fromkeys(name for found in scores.values() for name in found[0]))
+    points = [name for name in names if not name.endswith(("_low", "_high"))]
+    columns = list(dict.fromkeys(name for pattern in patterns for name in fnmatch.filter(points, pattern)))
+    first = columns[0]
     lines = [
-        f"| variant | {' | '.join(columns)} | auc: {main} minus this | seeds |",
+        f"| variant | {' | '.join(columns)} | {first}: {main} minus this | seeds |",
         f"|---|{'---|' * (len(columns) + 2)}",
     ]
     for variant, found in scores.items():
         cells = [spread([one[c] for one in found]) if all(c in one for one in found) else "" for c in columns]
-        gains = [ours["auc"] - theirs["auc"] for ours, theirs in zip(scores[main], found, strict=True)]
+        gains = [ours[first] - theirs[first] for ours, theirs in zip(scores[main], found, strict=True)]
         gain = "" if variant == main else f"{spread(gains)} (min {min(gains):+.3f}, max {max(gains):+.3f})"
         lines.append(f"| {variant} | {' | '.join(cells)} | {gain} | {len(found)} |")
     return "\n".join(lines)
@@ -108,7 +110,7 @@ def main() -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    text = table(scores)
+    text = table(scores, methods.load(options.method).SCORES)
     stem = options.runs / f"{options.method}-{options.data}-{options.preset}"
     stem.with_suffix(".json").write_text(json.dumps(scores, indent=1) + "\n")
     stem.with_suffix(".md").write_text(text + "\n")

@@ -36,4 +36,4 @@ def preset(name: str, method: str, dataset: str | None = None) -> tuple[Any, Any
         method_config = dataclasses.replace(method_config, **module.SMOKE)
         data_config = dataclasses.replace(data_config, **getattr(source, "SMOKE", {"size": 32}))
         train = dataclasses.replace(train, batch_size=8, eval_every=2, log_every=1)
-    return method_config, data_config, train
+    return method_config, data_config, dataclasses.replace(train, **module.TRAIN.get(name, {}))

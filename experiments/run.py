@@ -132,11 +132,14 @@ def run(argv: list[str]) -> int:
         "domains": list(data.domains),
         "splits": {name: len(source) for name, source in data.splits.items()},
     }
+    if options.start_from and not (folder / "metrics.jsonl").exists():  # a new run: refused before it has a folder
+        checkpoint.check_networks(loop.abstract_state(method, data, options.train), options.start_from)
     if runfolder.claim(folder, about, resume=options.resume) == "finished":
         if jax.process_index() == 0 and not report.is_fresh(folder):
             report.write_report(folder)  # the run was killed after its last event and before its page was drawn
         say(f"{folder} is finished: see {folder / 'report.html'}. Nothing to do; give another --name for another run.")
         return 0
+    say(data.note)
     say(f"Training {chosen.method} on {chosen.data}: {folder} ({jax.device_count()} x {jax.devices()[0].platform})")
     try:
         fitted = loop.fit(
@@ -147,7 +150,7 @@ def run(argv: list[str]) -> int:
             about={name: about[name] for name in ("method", "data", "config", "versions")},
             resume=options.resume,
             redraw=lambda: report.write_report(folder),
-            prepare=lambda state: checkpoint.take_networks(state, options.start_from),
+            start_from=options.start_from,
         )
     except DivergedError:
         if jax.process_index() == 0:

@@ -25,6 +25,7 @@ def real_data() -> Path:
     folder = os.environ.get("OPHJAX_DATA")
     if not folder:
         pytest.skip(
-            "OPHJAX_DATA is not set: give it the folder that holds drishti_gs1, ph2, ddti_cropped, shenzhen_cxr"
+            "OPHJAX_DATA is not set: give it the folder that holds drishti_gs1, ph2, ddti_cropped, shenzhen_cxr, "
+            "vessels_drive_chase, bubil_multirater, pneumoniamnist and refuge_mini"
         )
     return Path(folder)

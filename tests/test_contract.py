@@ -31,11 +31,17 @@ def build(name, **changes):
     return methods.load(name).make(config), data, train
 
 
-def one_batch(data, size, split="train"):
+def one_batch(data, size, split="val"):
     batches = pipeline.train_batches(data.splits[split], batch_size=size, seed=0)
     batch = next(batches)
     batches.close()
     return {key: jnp.asarray(value) for key, value in batch.items()}
+
+
+def placed(data, train, stage, where):
+    """A batch of the stage's own stream on the devices."""
+    batch = one_batch(data, train.batch_size, stage.data)
+    return mesh.place({key: np.asarray(value) for key, value in batch.items()}, where)
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +82,12 @@ def test_init_needs_shapes_only(name, started):
 def test_each_stage_is_traced_once_keeps_its_shape_and_learns(name, started):
     """Five steps on one batch: one trace, equal structure, types and shardings, frozen networks bit-equal, every
     trained leaf moved at some stage, the loss lower at the end."""
-    method, _, _, batch, state = started(name)
+    method, data, train, _, state = started(name)
     where = mesh.make_mesh()
     shardings = mesh.state_shardings(state, where)
-    batch = mesh.place({key: np.asarray(value) for key, value in batch.items()}, where)
     moved: set[str] = set()
     for stage in method.stages:
+        batch = placed(data, train, stage, where)
         state = jax.device_put(stage.enter(jax.random.key(1), state), shardings)
         before, known = jax.device_get(state), signature(state)
         chex.clear_trace_counter()  # it counts by name, and every step is called step
@@ -102,11 +108,11 @@ def test_each_stage_is_traced_once_keeps_its_shape_and_learns(name, started):
 
 def test_frozen_networks_and_their_statistics_do_not_move(name, started):
     """What a stage's optimiser does not hold stays bit-equal, batch statistics included."""
-    method, _, _, batch, state = started(name)
+    method, data, train, _, state = started(name)
     where = mesh.make_mesh()
     shardings = mesh.state_shardings(state, where)
-    batch = mesh.place({key: np.asarray(value) for key, value in batch.items()}, where)
     for stage in method.stages:
+        batch = placed(data, train, stage, where)
         state = jax.device_put(state, shardings)
         before = jax.device_get(state)
         state, _ = loop.compile_step(stage, where, shardings)(jax.random.key(0), state, batch)
@@ -138,7 +144,8 @@ def test_padding_rows_change_nothing(name, started):
 
 
 def test_two_seeds_by_vmap_equal_two_runs(name, started):
-    method, _, _, batch, state = started(name)
+    method, data, train, _, state = started(name)
+    batch = one_batch(data, train.batch_size, method.stages[0].data)
     # The second seed's start is the first's, moved a little: what init draws is not the point here.
     states = [state, state.replace(params=jax.tree.map(lambda leaf: leaf * 1.01, state.params))]
     keys = jax.random.split(jax.random.key(5), 2)

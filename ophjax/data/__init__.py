@@ -9,11 +9,23 @@ from ophjax.errors import unknown
 
 DATASETS: dict[str, str] = {
     "phantoms": "ophjax.data.phantoms",
+    "lesions": "ophjax.data.lesions",
+    "organs": "ophjax.data.organs",
+    "angles": "ophjax.data.angles",
     "folder": "ophjax.data.folder",
+    "domains": "ophjax.data.multi",
+    "table": "ophjax.data.table",
     "drishti": "ophjax.data.builders.drishti",
     "ph2": "ophjax.data.builders.ph2",
     "shenzhen": "ophjax.data.builders.shenzhen",
     "ddti": "ophjax.data.builders.ddti",
+    "vessels": "ophjax.data.builders.vessels",
+    "cells": "ophjax.data.builders.cells",
+    "xrays": "ophjax.data.builders.xrays",
+    "refuge": "ophjax.data.builders.refuge",
+    "asoct": "ophjax.data.builders.asoct",
+    "abdomen": "ophjax.data.builders.abdomen",
+    "prostate": "ophjax.data.builders.prostate",
 }
 
 

@@ -34,6 +34,7 @@ class Record(NamedTuple):
       label: class index.
       group: images of one group (patient) stay in one split.
       part: ``train``, ``val`` or ``test`` where the split is given, else empty.
+      further: where each region has a mask of its own, those after the first in the mask code's order.
     """
 
     name: str
@@ -42,6 +43,12 @@ class Record(NamedTuple):
     label: int
     group: str
     part: str = ""
+    further: tuple[Path, ...] = ()
+
+    @property
+    def masks(self) -> tuple[Path, ...]:
+        """All files of the mask, none where there is none."""
+        return () if self.mask is None else (self.mask, *self.further)
 
 
 class FileConfig(Protocol):
@@ -63,22 +70,35 @@ class FileSource:
     An example has ``mask_weight`` float32 [] besides the usual entries: 0 where there is no mask file. On
     construction only headers are read, to compare the sizes of image and mask.
 
+    Args:
+      records: the files.
+      size: side of the square that images and masks are stretched to, in pixels.
+      code: pixel values of the masks' regions.
+      crop: where it is not 0, only the square of so many diameters around the code's first region is read, see
+        ``images.square_around``. It is found by the given mask, in every split.
+      slack: share by which the sides of a mask may differ from its image's; both show the same frame all the same.
+
     Attributes:
       names: one for each record.
       pixels: number of pixels of each image file.
 
     Raises:
-      InputError: at once where an image and its mask differ in size, or a header cannot be read; on reading
-        for damaged files and pixel values that the mask code does not know.
+      InputError: at once where an image and its mask differ in size, there is no mask to crop by, or a header cannot
+        be read; on reading for damaged files, pixel values that the mask code does not know, and where the region to
+        crop by is empty.
     """
 
-    def __init__(self, records: Sequence[Record], *, size: int, code: MaskCode):
+    def __init__(self, records: Sequence[Record], *, size: int, code: MaskCode, crop: float = 0.0, slack: float = 0.0):
         if not 16 <= size <= 4096:
             raise InputError(f"The image size is {size}; give a side between 16 and 4096 pixels.")
+        if crop and not 1 <= crop <= 100:
+            raise InputError(f"The crop is {crop}; give the side in diameters, from 1 to 100, or 0 for whole frames.")
         self.names = [record.name for record in records]
         self._records = list(records)
         self._size = size
         self._code = code
+        self._crop = crop
+        self._slack = slack
         with warnings.catch_warnings():
             # Pillow warns of large images before the error of our own limit.
             warnings.simplefilter("ignore")
@@ -89,26 +109,33 @@ class FileSource:
 
     def __getitem__(self, index: int) -> Example:
         record = self._records[index]
-        if record.mask is None:
-            mask = np.zeros((self._size, self._size, len(self._code.regions)), np.uint8)
-        else:
-            mask = images.read_mask(record.mask, self._size, self._code)
+        mask, box = np.zeros((self._size, self._size, len(self._code.regions)), np.uint8), images.WHOLE
+        if record.masks:
+            regions = images.read_regions(record.masks, self._code)
+            if self._crop:
+                box = images.square_around(record.masks[0], regions[0], self._crop)
+            mask = images.stretch_mask(regions, self._size, box)
         return {
-            "image": images.read_image(record.image, self._size),
+            "image": images.read_image(record.image, self._size, box),
             "mask": mask,
-            "mask_weight": np.asarray(record.mask is not None, np.float32),
+            "mask_weight": np.asarray(bool(record.masks), np.float32),
             "label": np.asarray(record.label, np.int32),
         }
 
     def _check(self, record: Record) -> int:
         width, height = images.image_size(record.image)
-        other = (width, height) if record.mask is None else images.image_size(record.mask)
-        if other != (width, height):
+        if self._crop and not record.masks:
             raise InputError(
-                f"Image {record.image} is {width} x {height} pixels, but its mask {record.mask} is "
-                f"{other[0]} x {other[1]}. Both must show the same frame: correct one of "
-                "the files or remove the mask."
+                f"Image {record.image} has no mask to crop by. Add it, or take whole frames: --data.crop 0."
             )
+        for mask in record.masks:
+            other = images.image_size(mask)
+            if abs(other[0] - width) > self._slack * width or abs(other[1] - height) > self._slack * height:
+                raise InputError(
+                    f"Image {record.image} is {width} x {height} pixels, but its mask {mask} is "
+                    f"{other[0]} x {other[1]}. Both must show the same frame: correct one of "
+                    "the files or remove the mask."
+                )
         return width * height
 
 
@@ -254,12 +281,20 @@ def some(names: Iterable[str]) -> str:
 
 
 def assemble(
-    name: str, records: Sequence[Record], *, code: MaskCode, classes: Sequence[str], config: FileConfig
+    name: str,
+    records: Sequence[Record],
+    *,
+    code: MaskCode,
+    classes: Sequence[str],
+    config: FileConfig,
+    crop: float = 0.0,
+    slack: float = 0.0,
 ) -> Dataset:
     """Builds the data set out of its records: checks, splits, decoding with a cache.
 
     Where a record says its part, it goes there. If no record is ``val`` (or ``test``), that part is drawn
-    from the others by seed, stratified by label and without dividing a group.
+    from the others by seed, stratified by label and without dividing a group. ``crop`` and ``slack`` are those of
+    ``FileSource``.
 
     Raises:
       InputError: where there is nothing to train on, a split has fewer than two classes, a group is divided
@@ -289,7 +324,7 @@ def assemble(
             f"None of the {len(parts['train'])} training images of data set {name!r} has a mask, so that "
             "there is nothing to train the segmentation on. Add masks."
         )
-    files = FileSource(records, size=config.size, code=code)
+    files = FileSource(records, size=config.size, code=code, crop=crop, slack=slack)
     source = Cached(files)
     _decode_first(source, files.pixels)
     splits: dict[str, Source] = {part: Subset(source, chosen) for part, chosen in parts.items()}
@@ -297,10 +332,13 @@ def assemble(
     drawn = [part for part in ("val", "test") if all(record.part != part for record in records)]
     how = "as given"
     if drawn:
-        how = f"{' and '.join(drawn)} drawn by seed {config.split_seed} in the same shares of each class, "
-        how += "patients kept whole"
+        how = f"{' and '.join(drawn)} drawn by seed {config.split_seed} in the same shares of each class"
+        how += ", patients kept whole" if len({record.group for record in records}) < len(records) else ""
     sizes = ", ".join(f"{len(chosen)} {part}" for part, chosen in parts.items())
     note = f"{sizes}; {how}; {len(masked)} training images have masks."
+    if crop:
+        note += f" Each image is the square of {crop:g} diameters around its given {next(iter(code.regions))}, in the "
+        note += "test split too."
     return Dataset(name, tuple(code.regions), tuple(classes), splits, note)
 
 

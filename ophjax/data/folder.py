@@ -49,7 +49,7 @@ def make(config: Config) -> Dataset:
     code = parse_code(config.mask_code)
     pictures = files.list_images(root / "images")
     masks = files.pair_masks(pictures, files.list_images(root / "masks"), suffix="_mask")
-    rows = _rows(root / config.labels, pictures)
+    rows = read_table(root / config.labels, pictures)
     labels = {row["label"] for row in rows.values()}
     numbers = all(re.fullmatch(r"-?\d+", label) for label in labels)
     classes = sorted(labels, key=int) if numbers else sorted(labels)
@@ -67,8 +67,20 @@ def make(config: Config) -> Dataset:
     return files.assemble("folder", records, code=code, classes=classes, config=config)
 
 
-def _rows(path: Path, pictures: dict[str, Path]) -> dict[str, dict[str, str]]:
-    """Reads the table and matches it with the images, one row for each."""
+def read_table(path: Path, pictures: dict[str, Path], *, unlabelled: bool = False) -> dict[str, dict[str, str]]:
+    """Reads the table and matches it with the images, one row for each.
+
+    Args:
+      path: the table, with the columns image and label, and perhaps patient and split.
+      pictures: the images by name without extension.
+      unlabelled: labels may be empty.
+
+    Returns:
+      The rows by name of the image without extension.
+
+    Raises:
+      InputError: for a row without an image, an image without a row or with two, an empty cell, an unknown split.
+    """
     stems = {picture.name: stem for stem, picture in pictures.items()}
     rows: dict[str, dict[str, str]] = {}
     strangers = []
@@ -84,7 +96,8 @@ def _rows(path: Path, pictures: dict[str, Path]) -> dict[str, dict[str, str]]:
             strangers.append(given)
         elif stem in rows:
             raise InputError(f"{path} has two rows for the image {given!r}. Keep one.")
-        empty = [name for name in ("label", "patient", "split") if row.get(name, "-") == ""]
+        filled = ("patient", "split") if unlabelled else ("label", "patient", "split")
+        empty = [name for name in filled if row.get(name, "-") == ""]
         if empty:
             raise InputError(f"{path} has no {empty[0]} in the row of image {given!r}. Fill it in.")
         if row.get("split", "train").lower() not in files.PARTS:

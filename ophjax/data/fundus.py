@@ -8,17 +8,12 @@ any size. Everything here is our own drawing, made to look like a fundus photogr
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
 from ophjax.data import vessels
-
-# Contours are tables of radius over ANGLES equal steps of angle, read by linear interpolation.
-ANGLES = 256
-TURN = 2.0 * math.pi
-THETA = np.arange(ANGLES, dtype=np.float32) * (TURN / ANGLES)
+from ophjax.data.drawing import ANGLES, THETA, TURN, Grid, clouds, lay, lay_grid, step, to_bytes, weights
 
 # Colours as linear red, green, blue before the camera.
 _RETINA = (0.70, 0.285, 0.115)
@@ -128,37 +123,6 @@ class Scene(NamedTuple):
     camera: str
 
 
-class Grid(NamedTuple):
-    """Where each pixel lies: picture and polar coordinates, float32 [size, size]."""
-
-    x: np.ndarray
-    y: np.ndarray
-    radius: np.ndarray
-    theta: np.ndarray
-
-    def read(self, table: np.ndarray) -> np.ndarray:
-        """Reads a table over angles at each pixel."""
-        place = self.theta * np.float32(ANGLES / TURN)
-        low = np.floor(place)
-        fraction = place - low
-        index = low.astype(np.int32)
-        left = np.take(table, index, mode="wrap")
-        return left + fraction * (np.take(table, index + 1, mode="wrap") - left)
-
-    def turn(self, angle: float | np.ndarray) -> np.ndarray:
-        """Gives the angle between each pixel's direction and ``angle``, in [-pi, pi]."""
-        apart = self.theta - angle
-        return apart - np.float32(TURN) * np.rint(apart * np.float32(1 / TURN))
-
-
-def lay_grid(centre: tuple[float, float], size: int) -> Grid:
-    """Computes the coordinates of the pixel centres of a square picture about a disc's centre."""
-    line = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(2 / size) - 1
-    x, y = np.broadcast_to(line[None, :], (size, size)), np.broadcast_to(line[:, None], (size, size))
-    dx, dy = x - np.float32(centre[0]), y - np.float32(centre[1])
-    return Grid(x, y, np.sqrt(dx * dx + dy * dy), np.arctan2(dy, dx))
-
-
 def draw_mask(grid: Grid, disc: np.ndarray, cup: np.ndarray) -> np.ndarray:
     """Fills two contours: uint8 [size, size, 2] of 0 and 1, disc then cup; a pixel counts by its centre."""
     return np.stack([grid.radius < grid.read(disc), grid.radius < grid.read(cup)], -1).astype(np.uint8)
@@ -170,14 +134,6 @@ def height(contour: np.ndarray) -> float:
     return float(y.max() - y.min())
 
 
-def wave(rng: np.random.Generator, amplitude: float) -> np.ndarray:
-    """Draws a smooth closed ripple over angles with zero mean: float32 [ANGLES], rms about ``amplitude``."""
-    order = np.arange(2, 6)
-    size, phase = rng.normal(0, 1, order.size) / order, rng.uniform(0, TURN, order.size)
-    ripple = (size[:, None] * np.cos(order[:, None] * THETA + phase[:, None])).sum(0)
-    return (amplitude * ripple / math.sqrt(0.5 * (1.0 / order**2).sum())).astype(np.float32)
-
-
 def bump(angle: float, half_width: float) -> np.ndarray:
     """Makes a Gaussian bump of height 1 over angles: float32 [ANGLES]."""
     apart = THETA - angle
@@ -185,41 +141,12 @@ def bump(angle: float, half_width: float) -> np.ndarray:
     return np.exp(-0.5 * (apart / half_width) ** 2).astype(np.float32)
 
 
-def _step(value: np.ndarray, width: float) -> np.ndarray:
-    """Rises smoothly from 0 to 1 as ``value`` goes from -width to width."""
-    t = np.clip(value * np.float32(0.5 / width) + np.float32(0.5), 0, 1)
-    return t * t * (3 - 2 * t)
-
-
-def _lay(picture: np.ndarray, colour: tuple[float, float, float], cover: np.ndarray) -> None:
-    """Covers the picture [3, size, size] with a colour, in place; ``cover`` is 0 to 1."""
-    picture += cover * (np.array(colour, np.float32)[:, None, None] - picture)
-
-
-@lru_cache(maxsize=64)
-def _weights(size: int, cells: int) -> np.ndarray:
-    """Cosine interpolation from ``cells + 1`` knots to pixel centres, as a matrix [size, cells + 1]."""
-    place = (np.arange(size) + 0.5) * (cells / size)
-    low = np.minimum(place.astype(int), cells - 1)
-    part = 0.5 - 0.5 * np.cos(np.pi * (place - low))
-    matrix = np.zeros((size, cells + 1), np.float32)
-    matrix[np.arange(size), low] = 1 - part
-    matrix[np.arange(size), low + 1] = part
-    return matrix
-
-
-def _clouds(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
-    """Draws smooth noise with the same pattern at any size: float32 [size, size], values about -1 to 1."""
-    matrix = _weights(size, cells)
-    return matrix @ rng.normal(0, 0.5, (cells + 1, cells + 1)).astype(np.float32) @ matrix.T
-
-
 def _wedge_cover(grid: Grid, beyond: np.ndarray, wedge: Wedge, soft: float) -> np.ndarray:
     """How much of the fibre layer a wedge takes away, 0 to 1; ``beyond`` is the distance past the disc edge."""
     # Fibres arch towards the horizontal, so the fan turns as it leaves the disc.
     apart = np.abs(grid.turn(wedge.angle + np.float32(wedge.curl) * beyond))
-    fan = _step(wedge.half_width - apart, 0.07)
-    return wedge.strength * fan * _step(beyond - wedge.gap, soft + 0.02) * np.exp(-0.55 * np.maximum(beyond, 0))
+    fan = step(wedge.half_width - apart, 0.07)
+    return wedge.strength * fan * step(beyond - wedge.gap, soft + 0.02) * np.exp(-0.55 * np.maximum(beyond, 0))
 
 
 def draw_picture(
@@ -235,15 +162,15 @@ def draw_picture(
     soft = max(camera.blur, 1.0 / size)
     disc, cup = grid.read(scene.disc), grid.read(scene.cup)
     beyond = grid.radius - disc
-    in_disc, in_cup = _step(-beyond, soft + 0.02), _step(cup - grid.radius, soft + 0.03)
+    in_disc, in_cup = step(-beyond, soft + 0.02), step(cup - grid.radius, soft + 0.03)
 
     # Retina: pigment, choroid and the fine shine of nerve fibres that run away from the disc.
-    coarse, middle = _clouds(texture, size, 4), _clouds(texture, size, 12)
-    stripes = _weights(ANGLES, 96) @ texture.normal(0, 0.3, 97).astype(np.float32)
+    coarse, middle = clouds(texture, size, 4), clouds(texture, size, 12)
+    stripes = weights(ANGLES, 96) @ texture.normal(0, 0.3, 97).astype(np.float32)
     picture = np.empty((3, size, size), np.float32)
     picture[:] = np.array(_RETINA, np.float32)[:, None, None]
     dark = np.clip(scene.pigment * (0.45 + 0.35 * coarse + 0.42 * np.abs(middle)), 0, 0.9)
-    _lay(picture, _CHOROID, dark)
+    lay(picture, _CHOROID, dark)
     shine = np.exp(-1.6 * np.maximum(beyond, 0)) * (0.6 + 0.4 * np.abs(np.sin(grid.theta)))
     picture *= 1 + np.array((0.05, 0.16, 0.12), np.float32)[:, None, None] * (
         shine * (1 + grid.read(stripes)) + 0.25 * coarse
@@ -256,35 +183,35 @@ def draw_picture(
         lost = np.maximum(lost, _wedge_cover(grid, beyond, wedge, soft))
     for angle in scene.shadows:
         apart = grid.turn(angle)
-        streak = _step(0.035 - np.abs(grid.radius * np.sin(apart)), soft + 0.02) * (np.abs(apart) < 1.5)
-        lost = np.maximum(lost, 0.75 * streak * _step(beyond, soft) * np.exp(-1.2 * np.maximum(beyond, 0)))
+        streak = step(0.035 - np.abs(grid.radius * np.sin(apart)), soft + 0.02) * (np.abs(apart) < 1.5)
+        lost = np.maximum(lost, 0.75 * streak * step(beyond, soft) * np.exp(-1.2 * np.maximum(beyond, 0)))
     picture *= 1 - np.array(_WEDGE, np.float32)[:, None, None] * lost
 
     for mark in scene.crescents:
         apart = grid.turn(mark.angle) / mark.half_width
         edge = mark.thickness * np.sqrt(np.maximum(1 - apart * apart, 0)) * (1 + 0.25 * middle)
-        _lay(picture, _CHALK, mark.strength * _step(edge - beyond, soft + 0.02) * (edge > 0))
+        lay(picture, _CHALK, mark.strength * step(edge - beyond, soft + 0.02) * (edge > 0))
     for spot in scene.spots:
         apart = np.sqrt((grid.x - spot.x) ** 2 + (grid.y - spot.y) ** 2)
-        _lay(picture, _CHALK, spot.strength * _step(spot.radius * (1 + 0.2 * middle) - apart, soft + 0.03))
+        lay(picture, _CHALK, spot.strength * step(spot.radius * (1 + 0.2 * middle) - apart, soft + 0.03))
 
     # Disc: rim, then the pale disc, then the faint cup, then pale sectors of rim or cup.
-    _lay(picture, _RIM, in_disc)
+    lay(picture, _RIM, in_disc)
     picture *= 1 + 0.10 * in_disc * (coarse - 0.5 * scene.temporal * (scene.centre[0] - grid.x))
     pale = np.sqrt((grid.x - scene.pallor.x) ** 2 + (grid.y - scene.pallor.y) ** 2)
-    _lay(picture, _PALE, scene.pallor.strength * in_disc * _step(scene.pallor.radius - pale, 0.5 * soft + 0.06))
+    lay(picture, _PALE, scene.pallor.strength * in_disc * step(scene.pallor.radius - pale, 0.5 * soft + 0.06))
     picture += np.array(_CUP, np.float32)[:, None, None] * in_cup
     for sector in scene.sectors:
         where = in_cup if sector.inside else in_disc * (1 - in_cup)
-        side = _step(sector.half_width - np.abs(grid.turn(sector.angle)), 0.12)
-        _lay(picture, _CHALK, sector.strength * where * side)
+        side = step(sector.half_width - np.abs(grid.turn(sector.angle)), 0.12)
+        lay(picture, _CHALK, sector.strength * where * side)
 
     generations = vessels.grow_vessels(grown, scene.temporal, float(scene.disc.mean()))
     arteries, veins = vessels.trace(generations, scene.centre, scene.cup, bend=scene.bend, size=size, margin=soft)
     deep = 1 - 0.45 * in_cup
-    _lay(picture, _VEIN, 0.92 * deep * _step(-veins, soft))
-    _lay(picture, _ARTERY, 0.80 * deep * _step(-arteries, soft))
-    _lay(picture, _RIM, 0.30 * deep * _step(-arteries - 0.016, 0.012))
+    lay(picture, _VEIN, 0.92 * deep * step(-veins, soft))
+    lay(picture, _ARTERY, 0.80 * deep * step(-arteries, soft))
+    lay(picture, _RIM, 0.30 * deep * step(-arteries - 0.016, 0.012))
     return _photograph(scene, camera, picture, grid, noise)
 
 
@@ -302,5 +229,5 @@ def _photograph(
     sensor = noise.standard_normal(picture.shape, np.float32)
     # Photon noise grows with the light; the blue sensor of a fundus camera is the noisiest.
     picture += camera.noise * np.array((0.8, 0.8, 1.0), np.float32)[:, None, None] * (0.5 + 0.6 * picture) * sensor
-    picture *= _step(radius - np.sqrt(off), 0.02)
-    return np.ascontiguousarray(np.clip(picture * 255 + 0.5, 0, 255).astype(np.uint8).transpose(1, 2, 0))
+    picture *= step(radius - np.sqrt(off), 0.02)
+    return to_bytes(picture)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,6 +26,22 @@ CODES = {
 """Mask codes by name: one region drawn as 1 or 255 on 0; REFUGE's grey levels; rim 1 and cup 2 on 0."""
 
 ORIENTATION = 0x0112  # the EXIF tag; from 5 on width and height are exchanged
+
+
+class Box(NamedTuple):
+    """A rectangle inside a picture, as shares of its width and height: it fits any size of the same frame."""
+
+    left: float = 0.0
+    top: float = 0.0
+    right: float = 1.0
+    bottom: float = 1.0
+
+    def of(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Gives the rectangle in pixels."""
+        return self.left * width, self.top * height, self.right * width, self.bottom * height
+
+
+WHOLE = Box()
 
 
 class MaskCode(NamedTuple):
@@ -89,8 +106,8 @@ def image_size(path: Path) -> tuple[int, int]:
     return width, height
 
 
-def read_image(path: Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """Decodes an image to RGB of 8 bits and stretches it to a square.
+def read_image(path: Path, size: int, box: Box = WHOLE) -> UInt8[np.ndarray, "size size 3"]:
+    """Decodes an image to RGB of 8 bits and stretches it, or what lies in ``box``, to a square.
 
     Grey is repeated over the channels, palettes are looked up, transparency is dropped, 16 bits are scaled
     to 8 over their full range, EXIF orientation is applied. The resize is antialiased bilinear. It stretches
@@ -104,16 +121,15 @@ def read_image(path: Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
 
     with _opened(path) as image:
         # JPEG can be decoded at 1/2, 1/4 or 1/8: at least twice the size wanted leaves the resize its work.
-        image.draft(None, (2 * size, 2 * size))
+        enough = 2 * size / min(box.right - box.left, box.bottom - box.top)
+        image.draft(None, (math.ceil(enough), math.ceil(enough)))
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I") or image.mode == "F":
             image = Image.fromarray(_to_bytes(path, np.asarray(image)))
         if "transparency" in image.info:
             image = image.convert("RGBA")
         image = image.convert("RGB")
-        if image.size != (size, size):
-            image = image.resize((size, size), Image.Resampling.BILINEAR)
-        return np.asarray(image)
+        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box.of(*image.size)))
 
 
 def read_codes(path: Path) -> UInt8[np.ndarray, "h w"]:
@@ -151,27 +167,74 @@ def check_codes(path: Path, values: UInt8[np.ndarray, "h w"], code: MaskCode) ->
 
 
 def read_mask(path: Path, size: int, code: MaskCode) -> UInt8[np.ndarray, "size size c"]:
-    """Decodes a mask file into one channel of 0/1 for each region, stretched to a square.
+    """Decodes a mask file into one channel of 0/1 for each region, stretched to a square as by ``stretch_mask``.
+
+    Raises:
+      InputError: as ``read_regions``.
+    """
+    return stretch_mask(read_regions([path], code), size)
+
+
+def read_regions(paths: Sequence[Path], code: MaskCode) -> list[UInt8[np.ndarray, "h w"]]:
+    """Decodes the regions of a mask as they are drawn: 255 inside, 0 outside.
+
+    Args:
+      paths: one file with all regions, or one file for each region in the code's order.
+      code: pixel values of each region, in its file.
+
+    Raises:
+      InputError: as ``read_codes``, or where a file holds values that the code does not know.
+    """
+    drawn = [read_codes(path) for path in paths]
+    for path, values in zip(paths, drawn, strict=True):
+        check_codes(path, values, code)
+    regions = []
+    for wanted, values in zip(code.regions.values(), drawn * (len(code.regions) // len(drawn)), strict=True):
+        table = np.zeros(256, np.uint8)
+        table[list(wanted)] = 255
+        regions.append(table[values])
+    return regions
+
+
+def stretch_mask(
+    regions: Sequence[UInt8[np.ndarray, "h w"]], size: int, box: Box = WHOLE
+) -> UInt8[np.ndarray, "size size c"]:
+    """Stretches regions, or what lies of them in ``box``, to a square with one channel of 0/1 for each.
 
     Each region is averaged over the area of the new pixel, which is set where at least half is covered. This
     moves edges less than taking the nearest pixel, and keeps nested regions nested.
-
-    Raises:
-      InputError: as ``read_codes``, or where the file holds values that the code does not know.
     """
     from PIL import Image
 
-    values = read_codes(path)
-    check_codes(path, values, code)
     channels = []
-    for wanted in code.regions.values():
-        table = np.zeros(256, np.uint8)
-        table[list(wanted)] = 255
-        region = table[values]
-        if region.shape != (size, size):
-            region = np.asarray(Image.fromarray(region).resize((size, size), Image.Resampling.BOX))
-        channels.append(region >= 128)  # Pillow rounds half (127.5) up
+    for region in map(Image.fromarray, regions):
+        # Pillow rounds half (127.5) up.
+        channels.append(np.asarray(region.resize((size, size), Image.Resampling.BOX, box.of(*region.size))) >= 128)
     return np.stack(channels, -1).astype(np.uint8)
+
+
+def square_around(path: Path, region: UInt8[np.ndarray, "h w"], diameters: float) -> Box:
+    """Finds the square of so many diameters of a mask's region around its middle, moved and cut to lie in the picture.
+
+    Diameter and middle are those of the region's bounding box (its longer side). Where the square would leave the
+    picture it is moved in, and no side is longer than the picture's shorter one: it stays a square.
+
+    Raises:
+      InputError: the region is empty.
+    """
+    height, width = region.shape
+    spans = [np.flatnonzero(region.any(axis)) for axis in (0, 1)]
+    if not all(span.size for span in spans):
+        raise InputError(
+            f"Mask {path} is empty, so that the image cannot be cropped by it. Correct it, or take whole frames: "
+            "--data.crop 0."
+        )
+    side = min(diameters * max(span[-1] - span[0] + 1 for span in spans), height, width)
+    left, top = (
+        min(max((span[0] + span[-1] + 1 - side) / 2, 0.0), whole - side)
+        for span, whole in zip(spans, (width, height), strict=True)
+    )
+    return Box(left / width, top / height, min((left + side) / width, 1.0), min((top + side) / height, 1.0))
 
 
 @contextmanager

@@ -21,13 +21,13 @@ from __future__ import annotations
 
 import math
 import operator
-import zlib
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ophjax.data import fundus
+from ophjax.data.drawing import THETA, TURN, lay_grid, stream, wave
 from ophjax.data.sources import Cached, Dataset, Source, Subset
 from ophjax.errors import InputError, unknown
 
@@ -99,12 +99,6 @@ def diagnose(cdr: float, defect: bool, rim_pallor: bool) -> int:
     return int(cdr > HIGH or (cdr > LOW and (defect or rim_pallor)))
 
 
-def _stream(seed: int, index: int, *names: str | int) -> np.random.Generator:
-    """Makes the random numbers of one purpose in one example."""
-    words = [zlib.crc32(name.encode()) if isinstance(name, str) else name for name in names]
-    return np.random.default_rng([seed, index, *words])
-
-
 def _arcuate(rng: np.random.Generator, temporal: int, below: bool) -> float:
     """Draws a direction in the upper or lower temporal arc, where notches and wedges are found."""
     angle = 0.5 * math.pi - rng.uniform(0.35, 0.95)
@@ -114,7 +108,7 @@ def _arcuate(rng: np.random.Generator, temporal: int, below: bool) -> float:
 
 def draw_scene(seed: int, index: int, cameras: tuple[str, ...]) -> tuple[fundus.Scene, Findings]:
     """Draws the latent numbers of one example."""
-    rng = _stream(seed, index, "scene")
+    rng = stream(seed, index, "scene")
     temporal = 1 if rng.random() < 0.5 else -1
     below = bool(rng.random() < 0.5)
 
@@ -129,11 +123,11 @@ def draw_scene(seed: int, index: int, cameras: tuple[str, ...]) -> tuple[fundus.
     # Contours about the disc's centre: an ellipse higher than wide, with a ripple.
     centre = (float(-0.08 * temporal + rng.uniform(-0.09, 0.09)), float(rng.uniform(-0.09, 0.09)))
     radius, tall = rng.uniform(0.42, 0.52), rng.uniform(0.02, 0.07)
-    double = np.cos(2 * fundus.THETA + rng.normal(0, 0.25)).astype(np.float32)
-    disc = np.float32(radius) * (1 - np.float32(tall) * double) * (1 + fundus.wave(rng, 0.010))
+    double = np.cos(2 * THETA + rng.normal(0, 0.25)).astype(np.float32)
+    disc = np.float32(radius) * (1 - np.float32(tall) * double) * (1 + wave(rng, 0.010))
     ratio = rng.uniform(0.37, 0.755)
-    shift = np.cos(fundus.THETA - rng.normal(0, 0.8) - (0 if temporal > 0 else math.pi)).astype(np.float32)
-    cup = disc * np.float32(ratio) * (1 + fundus.wave(rng, 0.025))
+    shift = np.cos(THETA - rng.normal(0, 0.8) - (0 if temporal > 0 else math.pi)).astype(np.float32)
+    cup = disc * np.float32(ratio) * (1 + wave(rng, 0.025))
     cup = cup * (1 + np.float32(rng.uniform(0, 0.10)) * shift)
     notch_angle = _arcuate(rng, temporal, below)
     if defect or lone_notch:
@@ -151,14 +145,14 @@ def draw_scene(seed: int, index: int, cameras: tuple[str, ...]) -> tuple[fundus.
     stray_wedge = _wedge(rng, stray_angle, float(rng.uniform(0.24, 0.34)) if floating_wedge else 0.0)
     if lone_wedge or floating_wedge:
         wedges.append(stray_wedge)
-    around = rng.uniform(0, fundus.TURN)
+    around = rng.uniform(0, TURN)
     apart = around + rng.uniform(2.0, 4.2)
     sectors = []
     if rim_pallor:
         sectors.append(fundus.Sector(around, rng.uniform(0.6, 0.9), False, rng.uniform(0.75, 0.95)))
     if cup_pallor:
         sectors.append(fundus.Sector(apart, rng.uniform(0.6, 0.9), True, rng.uniform(0.75, 0.95)))
-    spot_angle, spot_far = rng.uniform(0, fundus.TURN), radius + rng.uniform(0.2, 0.4)
+    spot_angle, spot_far = rng.uniform(0, TURN), radius + rng.uniform(0.2, 0.4)
     spot = fundus.Spot(
         centre[0] + spot_far * math.cos(spot_angle),
         centre[1] + spot_far * math.sin(spot_angle),
@@ -172,7 +166,7 @@ def draw_scene(seed: int, index: int, cameras: tuple[str, ...]) -> tuple[fundus.
     off = rng.normal(0, 0.05 * radius, 2)
     pallor = fundus.Spot(centre[0] + off[0], centre[1] + off[1], pale, rng.uniform(0.6, 0.85))
 
-    view = _stream(seed, index, "camera")
+    view = stream(seed, index, "camera")
     camera = cameras[int(view.random() * len(cameras))]
     field = (*view.normal(0, 0.06, 2), fundus.CAMERAS[camera].field * view.uniform(0.95, 1.08))
     scene = fundus.Scene(
@@ -188,7 +182,7 @@ def draw_scene(seed: int, index: int, cameras: tuple[str, ...]) -> tuple[fundus.
         shadows=(shadow_angle,) if shadow else (),
         bend=rng.uniform(0.18, 0.4) * temporal,
         pigment=rng.uniform(0.15, 1.0),
-        light=(view.uniform(0, fundus.TURN), view.uniform(0.0, 0.16)),
+        light=(view.uniform(0, TURN), view.uniform(0.0, 0.16)),
         field=field,
         exposure=view.uniform(0.9, 1.06),
         camera=camera,
@@ -228,21 +222,21 @@ def rate(rng: np.random.Generator, role: str, scene: fundus.Scene) -> tuple[np.n
         disc, cup = disc * np.float32(1.06), cup * np.float32(1.3)
     elif role == "decoy-following":
         cup = _circle(scene)
-    disc = disc * np.float32(math.exp(0.3 * spread * rng.normal())) * (1 + fundus.wave(rng, 0.3 * ripple))
-    cup = cup * np.float32(math.exp(spread * rng.normal())) * (1 + fundus.wave(rng, ripple))
+    disc = disc * np.float32(math.exp(0.3 * spread * rng.normal())) * (1 + wave(rng, 0.3 * ripple))
+    cup = cup * np.float32(math.exp(spread * rng.normal())) * (1 + wave(rng, ripple))
     return disc, np.minimum(cup, 0.96 * disc)
 
 
 def _circle(scene: fundus.Scene) -> np.ndarray:
     """Gives the edge of the pale disc as a contour about the disc's centre."""
     x, y = scene.pallor.x - scene.centre[0], scene.pallor.y - scene.centre[1]
-    along = x * np.cos(fundus.THETA) + y * np.sin(fundus.THETA)
+    along = x * np.cos(THETA) + y * np.sin(THETA)
     return (along + np.sqrt(along**2 + scene.pallor.radius**2 - x * x - y * y)).astype(np.float32)
 
 
 def draw_image(scene: fundus.Scene, seed: int, index: int, size: int) -> np.ndarray:
     """Draws the picture of an example's scene, or of a changed one with the same vessels, texture and noise."""
-    grown, texture, noise = (_stream(seed, index, name) for name in ("vessels", "texture", "noise"))
+    grown, texture, noise = (stream(seed, index, name) for name in ("vessels", "texture", "noise"))
     return fundus.draw_picture(scene, size, grown, texture, noise)
 
 
@@ -272,7 +266,7 @@ class Phantoms:
         """Draws example ``i``: image, mask (disc, cup), label and, where the config asks, raters."""
         index, config = self._index(i), self.config
         scene, findings = draw_scene(config.seed, index, config.cameras)
-        grid = fundus.lay_grid(scene.centre, config.size)
+        grid = lay_grid(scene.centre, config.size)
         example = {
             "image": draw_image(scene, config.seed, index, config.size),
             "mask": fundus.draw_mask(grid, scene.disc, scene.cup),
@@ -280,8 +274,7 @@ class Phantoms:
         }
         if config.raters:
             contours = [
-                rate(_stream(config.seed, index, "rater", r), ROLES[r % len(ROLES)], scene)
-                for r in range(config.raters)
+                rate(stream(config.seed, index, "rater", r), ROLES[r % len(ROLES)], scene) for r in range(config.raters)
             ]
             example["raters"] = np.stack([fundus.draw_mask(grid, disc, cup) for disc, cup in contours])
         return example

@@ -39,7 +39,8 @@ class Dataset(NamedTuple):
       classes: names of the labels 0, 1, ...
       splits: ``masks`` (training images with masks), ``train`` (training images with labels), ``val`` and
         ``test``. Where there are several domains, ``train`` is the source alone, ``domains`` the source and the
-        unlabelled training images of each target, and ``val`` and ``test`` hold all domains.
+        unlabelled training images of each target, ``labelled`` (where known) the same with labels, and ``val`` and
+        ``test`` hold all domains.
       note: one sentence on how the split was made.
       domains: names of the domains 0, 1, ...: the source, then the targets.
     """
@@ -85,7 +86,8 @@ class Subset:
 
 
 class Unlabelled:
-    """Another source without its labels: every ``label`` is -1, so that nothing can learn from them by mistake."""
+    """Another source without its truth, so that nothing can learn from it by mistake: every ``label`` is -1, every
+    ``mask`` empty with a ``mask_weight`` of 0."""
 
     def __init__(self, source: Source):
         self._source = source
@@ -95,7 +97,10 @@ class Unlabelled:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Example:
-        return self._source[index] | {"label": np.full((), -1, np.int32)}
+        example = self._source[index] | {"label": np.full((), -1, np.int32)}
+        if "mask" in example:
+            example |= {"mask": np.zeros_like(example["mask"]), "mask_weight": np.zeros((), np.float32)}
+        return example
 
 
 class Joined:

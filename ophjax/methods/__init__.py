@@ -11,6 +11,9 @@ from ophjax.errors import unknown
 
 METHODS: dict[str, str] = {
     "seatrans": "ophjax.methods.seatrans",
+    "fccl": "ophjax.methods.fccl",
+    "m2dan": "ophjax.methods.m2dan",
+    "ads": "ophjax.methods.ads",
 }
 
 

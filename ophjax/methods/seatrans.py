@@ -50,6 +50,9 @@ SMOKE: dict[str, Any] = dict(
     segmenter_lr=3e-3, lr=1e-3, segmenter_steps=4, steps=4,
 )  # fmt: skip
 
+# Changes to the loop's configuration, by preset.
+TRAIN: dict[str, dict[str, Any]] = {}
+
 # What a comparison runs beside the method itself: changes to Config, and the networks taken over from its run.
 VARIANTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "image-only": (dict(baseline="image-only"), ()),
@@ -59,6 +62,9 @@ VARIANTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "features-shuffled": (dict(control="features", segmenter_steps=0), ("segmenter",)),
     "labels-shuffled": (dict(control="labels", segmenter_steps=0), ("segmenter",)),
 }
+
+# The scores of a comparison's table (patterns over names), the first of which is compared seed by seed.
+SCORES = ("auc", "accuracy", "f1", "dice_*")
 
 Baseline = Literal["none", "image-only", "mask-concat", "same-scale", "single-attention"]
 

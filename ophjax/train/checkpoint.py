@@ -122,10 +122,18 @@ class Checkpoints:
                 step, args=self._ocp.args.Composite(state=self._ocp.args.StandardRestore(like))
             )["state"]
         except Exception as error:  # Orbax and TensorStore raise many kinds, all of which mean this.
-            raise InputError(
-                f"Checkpoint {self.folder / str(step)} cannot be read: {first_line(error)} Delete that folder to use "
-                "the checkpoint before it."
-            ) from error
+            raise self._unreadable(step, error) from error
+
+    def shapes(self, step: int) -> dict[str, Any]:
+        """Reads the shapes and types of the state of ``step``, as plain dictionaries; no array is read.
+
+        Raises:
+          InputError: the checkpoint is damaged.
+        """
+        try:
+            return self._shapes(step)
+        except Exception as error:
+            raise self._unreadable(step, error) from error
 
     def _shapes(self, step: int) -> Any:
         return self._ocp.StandardCheckpointHandler().metadata(self.folder.absolute() / str(step) / "state").tree
@@ -147,6 +155,12 @@ class Checkpoints:
             self._manager.close()
         except (OSError, ValueError) as error:
             raise self._unwritten(error) from error
+
+    def _unreadable(self, step: int, error: Exception) -> InputError:
+        return InputError(
+            f"Checkpoint {self.folder / str(step)} cannot be read: {first_line(error)} Delete that folder to use the "
+            "checkpoint before it."
+        )
 
     def _unwritten(self, error: Exception) -> InputError:
         return InputError(
@@ -186,6 +200,26 @@ def first_line(error: Exception) -> str:
     return text.splitlines()[0][:300] if text else type(error).__name__
 
 
+def check_networks(state: TrainState, sources: Sequence[str]) -> None:
+    """Checks that ``take_networks`` will find what it needs. Only shapes are read: ``state`` may be abstract.
+
+    Raises:
+      InputError: no such run or network, or its shapes are others.
+    """
+    for source in sources:
+        name, path = _parse(source)
+        with closing(Checkpoints(path, read_only=True)) as saved:
+            steps = saved.steps()
+            found = saved.shapes(steps[-1]) if steps else {"params": {}, "extra": {}}
+        networks = (_network(name, found["params"], found["extra"]), _network(name, state.params, state.extra))
+        old, new = ({path: leaf.shape for path, leaf in trees.named_leaves(tree).items()} for tree in networks)
+        if name not in found["params"] or old != new:
+            raise InputError(
+                f"--start-from {source}: that run has the networks {', '.join(found['params']) or 'none'}, and its "
+                f"{name!r} must have the shapes of this run's. Give it the same sizes (depth, width, regions)."
+            )
+
+
 def take_networks(state: TrainState, sources: Sequence[str]) -> TrainState:
     """Replaces networks, and their batch statistics, by those of other runs.
 
@@ -194,24 +228,14 @@ def take_networks(state: TrainState, sources: Sequence[str]) -> TrainState:
       sources: ``"NETWORK=RUN_FOLDER"``; the newest checkpoint of the run is read.
 
     Raises:
-      InputError: no such run or network, or its shapes are others.
+      InputError: as ``check_networks``, or a checkpoint is damaged.
     """
+    check_networks(state, sources)
     for source in sources:
-        name, _, folder = source.partition("=")
-        path = Path(folder) / "checkpoints"
-        if not folder or not path.is_dir():
-            raise InputError(f"--start-from {source}: expected NETWORK=RUN_FOLDER, a run with checkpoints in it.")
+        name, path = _parse(source)
         with closing(Checkpoints(path, read_only=True)) as saved:
-            steps = saved.steps()
-            found = saved.read(steps[-1]) if steps else {"params": {}, "extra": {}}
-        old = {"params": found["params"].get(name), "stats": found["extra"].get("batch_stats", {}).get(name)}
-        new = {"params": state.params.get(name), "stats": state.extra.get("batch_stats", {}).get(name)}
-        shapes = [{path: leaf.shape for path, leaf in trees.named_leaves(tree).items()} for tree in (old, new)]
-        if old["params"] is None or shapes[0] != shapes[1]:
-            raise InputError(
-                f"--start-from {source}: that run has the networks {', '.join(found['params']) or 'none'}, and its "
-                f"{name!r} must have the shapes of this run's. Give it the same sizes (depth, width, regions)."
-            )
+            found = saved.read(saved.steps()[-1])
+        old, new = _network(name, found["params"], found["extra"]), _network(name, state.params, state.extra)
         placed = jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), old, new)
         stats = state.extra.get("batch_stats", {}) | ({name: placed["stats"]} if placed["stats"] is not None else {})
         state = state.replace(
@@ -219,3 +243,15 @@ def take_networks(state: TrainState, sources: Sequence[str]) -> TrainState:
             extra=state.extra | ({"batch_stats": stats} if stats else {}),
         )
     return state
+
+
+def _parse(source: str) -> tuple[str, Path]:
+    name, _, folder = source.partition("=")
+    path = Path(folder) / "checkpoints"
+    if not folder or not path.is_dir():
+        raise InputError(f"--start-from {source}: expected NETWORK=RUN_FOLDER, a run with checkpoints in it.")
+    return name, path
+
+
+def _network(name: str, params: Any, extra: Any) -> dict[str, Any]:
+    return {"params": params.get(name), "stats": extra.get("batch_stats", {}).get(name)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from ophjax.data.sources import Balanced, Dataset, Source
 from ophjax.errors import InputError
 from ophjax.keys import at
 from ophjax.train import mesh as meshes
-from ophjax.train.checkpoint import Checkpoints
+from ophjax.train.checkpoint import Checkpoints, check_networks, take_networks
 from ophjax.train.evaluate import Forward, compile_forward, gather
 from ophjax.train.logs import EventLog, StepLog
 from ophjax.train.preempt import StopRequest
@@ -89,7 +89,7 @@ def fit(
     about: dict[str, Any],
     resume: bool = False,
     redraw: Callable[[], Any] = lambda: None,
-    prepare: Callable[[TrainState], TrainState] = lambda state: state,
+    start_from: Sequence[str] = (),
 ) -> Fitted:
     """Trains a method through all its stages and leaves checkpoints and metrics.jsonl in ``folder``.
 
@@ -97,13 +97,15 @@ def fit(
       about: written into each checkpoint beside its place (method, configuration, versions).
       resume: go on from the newest checkpoint in ``folder``, where there is one.
       redraw: called after each checkpoint, in the first process (the report).
-      prepare: changes the fresh state once, before the first stage (networks trained elsewhere).
+      start_from: networks taken over from other runs, see ``take_networks``; not read again on resuming.
 
     Raises:
-      InputError: batch and devices do not fit, or the checkpoint belongs to something else.
+      InputError: batch and devices do not fit, the checkpoint belongs to something else, or a network that was to be
+        taken over is not there or has other shapes; all of it before anything is compiled.
       DivergedError: a loss or gradient became NaN or infinite; the last good checkpoint is kept.
     """
     mesh = meshes.make_mesh(model=config.model_parallel)
+    meshes.connect(mesh)
     root = at(jax.random.key(config.seed), "train")
     # Shapes first: whatever does not fit is found before memory is used.
     batch = batch_spec(data, config, mesh)
@@ -123,7 +125,8 @@ def fit(
             log.write("resume", stage=method.stages[place.stage].name, step=newest[0])
         else:
             place = Place()
-            state = prepare(compile_init(method, batch, shardings)(at(root, "init")))
+            check_networks(abstract, start_from)
+            state = take_networks(compile_init(method, batch, shardings)(at(root, "init")), start_from)
             counts = {name: trees.count(tree) for name, tree in abstract.params.items()}
             log.write("start", devices=jax.device_count(), mesh=dict(mesh.shape), parameters=counts)
         while True:
@@ -228,6 +231,12 @@ def compile_init(method: Method, batch: Batch, shardings: Any) -> Callable[[Key]
         return method.init(key, {name: jnp.zeros(spec.shape, spec.dtype) for name, spec in batch.items()})
 
     return jax.jit(init, out_shardings=shardings, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def abstract_state(method: Method, data: Dataset, config: Config) -> TrainState:
+    """The shapes and types of a fresh state. Nothing is computed or compiled."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.eval_shape(method.init, key, batch_spec(data, config, meshes.make_mesh(model=config.model_parallel)))
 
 
 def batch_spec(data: Dataset, config: Config, mesh: Mesh) -> Any:

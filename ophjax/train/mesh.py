@@ -58,6 +58,19 @@ def make_mesh(data: int | None = None, model: int = 1) -> Mesh:
     return jax.make_mesh((size, model), ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
+def connect(mesh: Mesh) -> None:
+    """Lets the processes find each other, by small sums over the whole mesh and over each of its axes.
+
+    Gloo, the CPUs' collectives, connects devices at the first sum over them and gives up after 30 seconds, by less
+    than which the compile of a large program may not differ between processes. Once connected they wait for each other.
+    """
+    if jax.process_count() == 1:
+        return
+    spread = NamedSharding(mesh, PartitionSpec("data", "model"))
+    ones = jax.make_array_from_callback(mesh.devices.shape, spread, lambda rows: np.ones((1, 1), np.float32))
+    jax.block_until_ready(jax.jit(lambda x: (x.sum(), x.sum(0), x.sum(1)))(ones))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of what every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())

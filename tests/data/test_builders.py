@@ -66,6 +66,15 @@ def test_drishti_official_split(tmp_path):
     assert "val drawn" in data.note
 
 
+def test_drishti_crops_cropped_further(tmp_path):
+    """By default they are taken whole; the disc of 12 x 10 pixels fills a square of its diameter."""
+    make_drishti(tmp_path)
+    for options, share in (({}, 120 / 480), ({"crop": 1.0}, 120 / 144)):
+        data = build("drishti", tmp_path, **options)
+        assert data.splits["test"][0]["mask"][..., 0].mean() == pytest.approx(share, abs=1 / 16)  # one row
+        assert ("diameters" in data.note) == bool(options)
+
+
 @pytest.mark.parametrize("folder", ["Training", "Test"])
 def test_drishti_with_one_part(tmp_path, folder):
     make_drishti(tmp_path, (folder,))

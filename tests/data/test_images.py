@@ -218,3 +218,32 @@ def test_code_is_described():
 def test_bad_codes(text, reason):
     with pytest.raises(InputError, match=reason):
         parse_code(text)
+
+
+def test_a_box_of_an_image(tmp_path):
+    """It is read as if it were an image of its own; a large JPEG is not decoded too coarsely for it."""
+    y, x = np.mgrid[:600, :900]
+    waves = 127 + 60 * np.sin(x / 4) * np.cos(y / 4)  # a period of 25 pixels
+    whole = np.stack([x / 4, y / 4, waves], -1).astype(np.uint8)
+    box = images.Box(0.5, 0.25, 0.6, 0.4)  # 90 x 90 of 900 x 600
+    part = whole[150:240, 450:540]
+    read = read_image(save(tmp_path / "a.png", whole), 30, box)
+    # Only at the border do they see other neighbours.
+    np.testing.assert_array_equal(read[1:-1, 1:-1], read_image(save(tmp_path / "b.png", part), 30)[1:-1, 1:-1])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png", 90, box), part)
+    # JPEG itself is off by a few levels; decoded at an eighth, enough for the whole image, it would lose the waves.
+    coded = read_image(save(tmp_path / "a.jpg", whole, quality=95, subsampling=0), 30, box)
+    np.testing.assert_allclose(coded.astype(int), read.astype(int), atol=8)
+
+
+def test_square_around(tmp_path):
+    region = np.zeros((40, 100), np.uint8)
+    region[10:14, 30:38] = 255
+    square = images.square_around(tmp_path, region, 2.0)
+    assert square.of(100, 40) == pytest.approx((26, 4, 42, 20))  # 2 x 8 around (34, 12)
+    assert images.square_around(tmp_path, region, 3.0).of(100, 40) == pytest.approx((22, 0, 46, 24)), "12 - 12 = 0"
+    assert images.square_around(tmp_path, region, 4.0).of(100, 40) == pytest.approx((18, 0, 50, 32)), "moved in"
+    assert images.square_around(tmp_path, region, 9.0).of(100, 40) == pytest.approx((14, 0, 54, 40)), "cut to 40"
+    assert images.square_around(tmp_path, region[:, ::-1], 9.0).of(100, 40) == pytest.approx((46, 0, 86, 40))
+    with pytest.raises(InputError, match="is empty"):
+        images.square_around(tmp_path / "mask.png", np.zeros((4, 4), np.uint8), 2.0)

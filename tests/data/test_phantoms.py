@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from ophjax.data import fundus, phantoms
+from ophjax.data import drawing, fundus, phantoms
 from ophjax.errors import InputError
 
 SEED = 11
@@ -183,7 +183,7 @@ def test_wedges_start_where_they_should(scenes):
         for index, scene in chosen:
             (wedge,) = scene.wedges
             green = change(index, scene, wedges=())[..., 1]
-            grid = fundus.lay_grid(scene.centre, 64)
+            grid = drawing.lay_grid(scene.centre, 64)
             beyond = grid.radius - grid.read(scene.disc)
             fan = np.abs(grid.turn(wedge.angle + wedge.curl * beyond)) < 0.5 * wedge.half_width
             near.setdefault(kind, []).append(green[fan & (beyond > 0.06) & (beyond < 0.14)].mean())
@@ -197,7 +197,7 @@ def test_a_defect_is_a_notch_and_a_wedge_at_one_clock_position(scenes):
     for _, scene in find(scenes, lambda f: f.defect and not (f.lone_wedge or f.floating_wedge)):
         rim = 1 - scene.cup / scene.disc
         (wedge,) = scene.wedges
-        at = round(wedge.angle * fundus.ANGLES / fundus.TURN) % fundus.ANGLES
+        at = round(wedge.angle * drawing.ANGLES / drawing.TURN) % drawing.ANGLES
         # The notch takes more than half of the rim's breadth.
         assert rim[at] < 0.6 * np.median(rim)
 
@@ -206,7 +206,7 @@ def test_a_lone_wedge_meets_no_notch(scenes):
     for scene, findings in scenes:
         if findings.lone_wedge and (findings.defect or findings.lone_notch):
             rim = (1 - scene.cup / scene.disc) / np.median(1 - scene.cup / scene.disc)
-            wedge, notch = scene.wedges[-1].angle, np.argmin(rim) * fundus.TURN / fundus.ANGLES
+            wedge, notch = scene.wedges[-1].angle, np.argmin(rim) * drawing.TURN / drawing.ANGLES
             # They lie in different arcs: one above, one below the horizontal.
             assert np.sin(wedge) * np.sin(notch) < 0
 
@@ -217,7 +217,7 @@ def test_pale_sectors_keep_to_their_side_of_the_cup_edge(scenes, sign, inside_cu
     other = "cup_pallor" if sign == "rim_pallor" else "rim_pallor"
     for index, scene in find(scenes, lambda f: getattr(f, sign) and not getattr(f, other)):
         gone = np.maximum(-change(index, scene, sectors=())[..., 2], 0)
-        disc, cup = np.moveaxis(fundus.draw_mask(fundus.lay_grid(scene.centre, 64), scene.disc, scene.cup), -1, 0)
+        disc, cup = np.moveaxis(fundus.draw_mask(drawing.lay_grid(scene.centre, 64), scene.disc, scene.cup), -1, 0)
         region = cup if inside_cup else disc - cup
         shares.append(gone[region > 0].sum() / gone.sum())
         # Five times the noise.
@@ -230,7 +230,7 @@ def test_the_cup_is_faint_and_blue_and_the_pale_disc_outshines_it(scenes):
     cup_steps, pale_steps = [], []
     for index, scene in find(scenes, lambda f: not f.cup_pallor, 30):
         straight = scene._replace(bend=0.0)
-        grid = fundus.lay_grid(scene.centre, 64)
+        grid = drawing.lay_grid(scene.centre, 64)
         ring = np.abs(grid.radius - 0.75 * grid.read(scene.cup)) < 0.08
         cup_steps.append(np.median(-change(index, straight, cup=0.2 * scene.cup)[ring], 0))
         pale = np.hypot(grid.x - scene.pallor.x, grid.y - scene.pallor.y) < 0.7 * scene.pallor.radius
@@ -253,7 +253,7 @@ def test_raters_play_their_roles():
     for i in range(40):
         example = data[i]
         scene, _ = phantoms.draw_scene(SEED, data.first + i, ALL)
-        grid = fundus.lay_grid(scene.centre, 96)
+        grid = drawing.lay_grid(scene.centre, 96)
         pale = np.hypot(grid.x - scene.pallor.x, grid.y - scene.pallor.y) < scene.pallor.radius
         cups, truth = example["raters"][..., 1].astype(bool), example["mask"][..., 1].astype(bool)
         ratio.append(cups.sum((1, 2)) / truth.sum())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ophjax.data.pipeline import eval_batches, train_batches
-from ophjax.data.sources import Arrays, Cached, Subset
+from ophjax.data.sources import Arrays, Balanced, Cached, Joined, Subset, Unlabelled
 from ophjax.errors import InputError
 
 
@@ -229,6 +229,107 @@ def test_exit_without_close_is_quiet():
     # 60 s: an exit that hangs on a thread would never end.
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
+
+
+# Groups -------------------------------------------------------------------------
+
+
+def three_domains():
+    """12, 5 and 2 examples; positions 0 to 11, 12 to 16, 17 and 18."""
+    return Joined([numbers(12), Unlabelled(numbers(5)), Unlabelled(numbers(2))])
+
+
+def test_domains_have_equal_shares_of_every_batch():
+    source = three_domains()
+    batches = train_batches(source, batch_size=6, seed=2)
+    seen = take(batches, 20)
+    batches.close()
+    for batch in seen:
+        assert batch["domain"].dtype == np.int32 and batch["domain"].tolist() == [0, 1, 2, 0, 1, 2]
+        labelled = batch["domain"] == 0
+        np.testing.assert_array_equal(batch["label"], np.where(labelled, batch["index"] % 3, -1))
+        np.testing.assert_array_equal(batch["domain"], np.searchsorted([11, 16], batch["index"]))
+    # 40 rows of each: full epochs of 12, 5 and 2, each in an order of its own, and the rest of one.
+    for domain, size in enumerate((12, 5, 2)):
+        rows = [i for batch in seen for i in batch["index"][batch["domain"] == domain].tolist()]
+        epochs = [rows[start : start + size] for start in range(0, 40 - size + 1, size)]
+        assert all(sorted(epoch) == list(source.groups[domain]) for epoch in epochs)
+        assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_domains_take_turns_over_the_ends_of_batches():
+    batches = train_batches(three_domains(), batch_size=4, seed=0)
+    domains = np.concatenate([batch["domain"] for batch in take(batches, 6)])
+    batches.close()
+    assert domains.tolist() == [0, 1, 2] * 8
+
+
+def test_processes_share_the_batches_of_several_domains():
+    source = three_domains()
+    whole = train_batches(source, batch_size=6, seed=5)
+    halves = [train_batches(source, batch_size=3, seed=5, process=(i, 2)) for i in range(2)]
+    for _ in range(12):
+        expected, parts = next(whole), [next(half) for half in halves]
+        for key in expected:
+            np.testing.assert_array_equal(np.concatenate([part[key] for part in parts]), expected[key])
+    for batches in (whole, *halves):
+        batches.close()
+
+
+def test_resume_of_several_domains_is_exact():
+    def fresh():
+        return train_batches(three_domains(), batch_size=4, seed=7, process=(1, 2))
+
+    batches = fresh()
+    states, stream = [], []
+    for _ in range(8):  # over epochs of every domain
+        states.append(json.dumps(batches.get_state()))
+        stream.append(next(batches))
+    batches.close()
+    for position, state in enumerate(states):
+        resumed = fresh()
+        resumed.set_state(json.loads(state))
+        for expected in stream[position:]:
+            equal(next(resumed), expected)
+        resumed.close()
+
+
+def test_seed_decides_over_several_domains():
+    def first(seed):
+        batches = train_batches(three_domains(), batch_size=9, seed=seed)
+        order = indices(take(batches, 4))
+        batches.close()
+        return order
+
+    assert first(1) == first(1) != first(2)
+    # The domains' seeds follow one another: the last one's must wrap around.
+    assert first((1 << 32) - 1) == first((1 << 32) - 1)
+
+
+@pytest.mark.parametrize("sizes", [(4, 0), (0, 4), (3, 0, 2)])
+def test_an_empty_domain_is_told(sizes):
+    with pytest.raises(
+        InputError, match=rf"One of the {len(sizes)} domains .* is empty \({', '.join(map(str, sizes))} "
+    ):
+        train_batches(Joined([numbers(size) for size in sizes]), batch_size=2, seed=0)
+
+
+def test_rare_classes_take_their_turns():
+    labels = np.array([0] * 9 + [1] * 2 + [2], np.int32)
+    batches = train_batches(Balanced(numbers(12, label=labels)), batch_size=6, seed=0)
+    seen = take(batches, 9)
+    batches.close()
+    for batch in seen:
+        assert np.bincount(batch["label"]).tolist() == [2, 2, 2]
+        np.testing.assert_array_equal(batch["label"], labels[batch["index"]])
+    # 18 rows of each class: twice the nine, nine times the two, eighteen times the one.
+    assert np.bincount(flat(seen)).tolist() == [2] * 9 + [9] * 2 + [18]
+
+
+def test_evaluation_of_several_domains_is_in_order():
+    rows = list(eval_batches(three_domains(), batch_size=8))
+    assert flat(rows) == [*range(19), *[-1] * 5]
+    assert np.concatenate([batch["domain"] for batch in rows])[:19].tolist() == [0] * 12 + [1] * 5 + [2] * 2
 
 
 # Sources ------------------------------------------------------------------------

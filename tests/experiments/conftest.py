@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,6 +101,20 @@ def shell(start) -> Command:
         process = start(*argv, **options)
         out, err = process.communicate(timeout=300)
         return Result(process.returncode, out, err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def wait_for() -> Callable[..., None]:
+    """Waits until something is so; the process must live as long."""
+
+    def call(process: subprocess.Popen[str], happened: Callable[[], object], seconds: float = 120) -> None:
+        end = time.monotonic() + seconds
+        while not happened():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < end
+            time.sleep(0.02)
 
     return call
 

@@ -1,7 +1,8 @@
-"""Two processes of four devices each, on loopback with gloo, against one process of eight."""
+"""Two processes on loopback with gloo: against one process of as many devices, and asked to stop."""
 
 import csv
 import json
+import signal
 import socket
 from contextlib import closing
 
@@ -27,8 +28,12 @@ def free_port():
         return one.getsockname()[1]
 
 
+def train_events(folder):
+    return [event for event in read_events(folder / "metrics.jsonl") if event["event"] == "train"]
+
+
 def losses(folder):
-    events = [event for event in read_events(folder / "metrics.jsonl") if event["event"] == "train"]
+    events = train_events(folder)
     assert [event["step"] for event in events] == [1, 2], "written by one process"
     return np.array([event["loss"] for event in events])
 
@@ -65,6 +70,44 @@ def test_two_processes_equal_one(start, command, tmp_path):
     assert json.loads((two / "config.json").read_text())["command"].endswith("--process 0")
     # What two processes saved, one reads. Two steps move a weight by no more than twice the learning rate of 1e-3.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=4e-3), final_params(one), final_params(two))
+
+
+def test_two_processes_asked_to_stop(start, wait_for, tmp_path):
+    """SIGTERM: both save the same step and end with code 75; after --resume come the losses of a run left alone.
+
+    The run is of so many steps that none of it can end before the signal is heard, which takes a second or two. The run
+    left alone is stopped as well, but only past the last step of the other.
+    """
+    command = (
+        "--method", "seatrans", "--preset", "smoke", "--method.baseline", "image-only", "--method.steps", 100_000,
+        "--train.eval-every", 100_000, "--name", "run",
+    )  # fmt: skip
+
+    def train_until(step, runs, *more):
+        """Signals both processes once ``step`` is written down; returns the losses and the steps of the checkpoints."""
+        folder = runs / "run"
+        where = ("--distributed", "--coordinator", f"127.0.0.1:{free_port()}", "--processes", 2)
+        processes = [
+            start(*command, "--runs", runs, *where, "--process", i, *more, JAX_NUM_CPU_DEVICES="1") for i in range(2)
+        ]
+        wait_for(processes[0], lambda: any(e["step"] >= step for e in train_events(folder)), seconds=500)
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        outputs = [process.communicate(timeout=300) for process in processes]
+        assert [process.returncode for process in processes] == [75, 75], outputs
+        assert outputs[0][0].splitlines()[-1].count("--resume") == 1
+        events = list(read_events(folder / "metrics.jsonl"))
+        assert events[-1]["event"] == "stop"
+        saves = [e["step"] for e in events if e["event"] == "save"]
+        assert saves[-1] == events[-1]["step"], "saved at the step it had come to"
+        return {e["step"]: e["loss"] for e in train_events(folder)}, saves
+
+    first, (halfway,) = train_until(2, tmp_path / "stopped")
+    assert list(first) == list(range(1, halfway + 1))
+    both, (_, last) = train_until(halfway + 5, tmp_path / "stopped", "--resume")
+    assert list(both) == list(range(1, last + 1)) and last >= halfway + 5, "each step once"
+    alone, _ = train_until(last, tmp_path / "alone")
+    assert both == {step: alone[step] for step in both}
 
 
 def test_processes_that_are_not_all_named(shell, tmp_path):

@@ -89,10 +89,13 @@ def test_network_from_another_run(command, redraws, smoke_run, tmp_path):
     ("source", "words"),
     [("segmenter=nowhere", "expected NETWORK=RUN_FOLDER"), ("critic={run}", "has the networks diagnosis, segmenter")],
 )
-def test_wrong_networks_are_refused(command, smoke_run, tmp_path, source, words):
+def test_wrong_networks_are_refused(command, monkeypatch, smoke_run, tmp_path, source, words):
+    """Before anything is compiled and before there is a folder."""
+    monkeypatch.setattr(loop, "compile_init", None)
     source = source.format(run=smoke_run)
     result = command(*SMOKE, "--runs", tmp_path, "--name", "x", "--start-from", source)
     assert result.code == 2 and words in result.err and source in result.err and result.err.count("\n") == 1
+    assert not (tmp_path / "x").exists()
 
 
 def test_dry_run(command, tmp_path):

@@ -33,15 +33,6 @@ def kinds(folder):
     return [event["event"] for event in read_events(folder / "metrics.jsonl")]
 
 
-def wait_for(process, happened, seconds=120):
-    """Waits until something is so; the process must live as long."""
-    end = time.monotonic() + seconds
-    while not happened():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
 def assert_same(one, other):
     state, losses = one
     assert losses == other[1]
@@ -58,7 +49,7 @@ def whole(shell, tmp_path_factory):
     return final(runs / "run")
 
 
-def test_kill(start, shell, whole, tmp_path):
+def test_kill(start, shell, wait_for, whole, tmp_path):
     """Killed twice (no handler runs), each time at a moment drawn by chance after a new checkpoint: the final state,
     optimiser and statistics included, is that of the uninterrupted run bit for bit, and so are all losses."""
     folder = tmp_path / "run"
@@ -81,7 +72,7 @@ def test_kill(start, shell, whole, tmp_path):
     assert_same(final(folder), whole)
 
 
-def test_asked_to_stop(start, shell, whole, tmp_path):
+def test_asked_to_stop(start, shell, wait_for, whole, tmp_path):
     """SIGTERM, and after --resume Ctrl-C: each time saved at the step it had come to, with code 75."""
     folder = tmp_path / "run"
     for number, more in ((signal.SIGTERM, ()), (signal.SIGINT, ("--resume",))):

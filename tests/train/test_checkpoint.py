@@ -10,7 +10,7 @@ import pytest
 
 from ophjax.errors import InputError
 from ophjax.train import mesh
-from ophjax.train.checkpoint import Checkpoints, take_networks
+from ophjax.train.checkpoint import Checkpoints, check_networks, take_networks
 from ophjax.types import TrainState
 
 
@@ -126,10 +126,15 @@ def test_networks_of_another_run(saved):
     ],
 )
 def test_wrong_networks(saved, source, options, words):
-    source = source.format(run=saved.folder.parent)
-    with pytest.raises(InputError, match=words) as caught:
-        take_networks(make_state(0, **options), [source])
-    assert source in str(caught.value)
+    """They are refused for an abstract state as well, and there a right one passes."""
+    source, state = source.format(run=saved.folder.parent), make_state(0, **options)
+    abstract = jax.eval_shape(lambda: state)
+    for refuse in (lambda: take_networks(state, [source]), lambda: check_networks(abstract, [source])):
+        with pytest.raises(InputError, match=words) as caught:
+            refuse()
+        assert source in str(caught.value)
+    if "diagnosis" in state.params and not options.get("width"):
+        check_networks(abstract, [f"diagnosis={saved.folder.parent}"])
 
 
 def test_networks_of_a_run_without_checkpoints(tmp_path):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ophjax.metrics.domains import by_domain, named
+from ophjax.metrics.domain_scores import by_domain, named
 
 
 def count(rows):
@@ -23,9 +23,20 @@ def test_targets_count_alike():
 
 def test_a_split_without_targets_and_a_single_domain():
     rows = {"label": np.array([1, 0]), "domain": np.array([0, 0])}
-    assert by_domain(rows, ("clinic", "mist"), count).keys() == {"share_clinic", "share_clinic_low", "share_clinic_high"}
+    found = by_domain(rows, ("clinic", "mist"), count)
+    assert set(found) == {"share_clinic", "share_clinic_low", "share_clinic_high"}
     assert by_domain({"label": np.array([1, 0])}, (), count)["share"] == 0.5
 
 
 def test_names():
     assert named("dice_cup", "mist") == "dice_cup_mist" and named("auc_high", "mist") == "auc_mist_high"
+
+
+def test_a_target_that_lacks_a_score():
+    """It counts in the scores that it has, and in no mean of the others."""
+
+    def some(rows):
+        return {"auc": 0.5} | ({"dice": 0.8} if rows["label"][0] else {})
+
+    found = by_domain({"label": np.array([1, 1, 0]), "domain": np.array([0, 1, 2])}, ("a", "b", "c"), some)
+    assert found["dice"] == found["dice_worst"] == 0.8 and found["auc"] == 0.5 and "dice_c" not in found
