@@ -20,6 +20,11 @@ def unit(image: UInt8[Array, ...]) -> Float[Array, ...]:
     return image.astype(jnp.float32) / 255
 
 
+def centred(image: Float[Array, ...]) -> Float[Array, ...]:
+    """Brings [0, 1] to about zero mean and unit spread, the same for every image and channel."""
+    return (image - 0.5) / 0.25
+
+
 def flip(key: Key, batch: Batch) -> dict[str, Array]:
     """Mirrors half of the examples left to right: ``image``, ``mask`` and ``raters`` together.
 

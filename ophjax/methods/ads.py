@@ -54,7 +54,7 @@ DEMO: dict[str, Any] = dict(
 )  # fmt: skip
 SMOKE: dict[str, Any] = dict(
     segmenter="unet", width=4, depth=1, kernel_sizes=(1, 3), critic_width=4, projection=8, patches=16,
-    taps=("pixels", "down1"), zoom=0.0, rotate=0.0, shear=0.0, elastic=0.0, lr=2e-3, schedule="constant", steps=4,
+    taps=("pixels", "down1"), zoom=0.0, rotate=0.0, shear=0.0, elastic=0.0, lr=1e-3, schedule="constant", steps=4,
 )  # fmt: skip
 
 # Changes to the loop's configuration.

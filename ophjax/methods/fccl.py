@@ -135,7 +135,7 @@ class Config:
     jitter: float = 1.0
     """Strength of the colour jitter; 1: brightness 0.1, contrast 0.2, gamma 0.2; 0: none."""
     optimiser: Literal["adamw", "sgd"] = "adamw"
-    """adamw, or sgd with Nesterov-free momentum of betas[0] and weight decay in the gradient."""
+    """adamw, or sgd with the momentum betas[0] and the weight decay added to the gradient."""
     lr: float = 1e-4
     """Learning rate."""
     betas: tuple[float, float] = (0.9, 0.999)

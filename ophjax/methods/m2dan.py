@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ophjax.data.augment import flip, jitter, unit
+from ophjax.data.augment import centred, flip, jitter, unit
 from ophjax.errors import InputError
 from ophjax.keys import at
 from ophjax.losses.classification import softmax_cross_entropy
@@ -44,8 +44,8 @@ DATA = "angles"
 
 # Changes to Config: a net for two CPU cores, and one for tests that learns nothing.
 DEMO: dict[str, Any] = dict(
-    depth=10, width=8, stem="small", levels=3, norm="group", branch_width=8, features=32, critic_width=64,
-    optimiser="adam", lr=2e-3, weight_decay=0.0, steps=800,
+    trunk="plain", width=8, levels=2, norm="none", branch_width=8, features=32, critic_width=64, jitter=False,
+    optimiser="adam", lr=1e-3, weight_decay=0.0, steps=2400,
 )  # fmt: skip
 SMOKE: dict[str, Any] = dict(
     depth=10, width=4, stem="small", levels=2, kernels=(1, 3), branch_width=4, features=8, critic_width=8,
@@ -81,15 +81,17 @@ class Config:
     control: Literal["none", "labels"] = "none"
     """Negative control: shuffle the source labels across the batch."""
 
+    trunk: Literal["resnet", "plain"] = "resnet"
+    """resnet, or plain: convolutions of stride 2 without norms, for small images."""
     depth: Literal[10, 18, 34, 50, 101] = 18
-    """Layers of the ResNet trunk."""
+    """Layers of the ResNet."""
     width: int = 64
-    """Channels of its first stage."""
+    """Channels of the trunk's first stage."""
     stem: Literal["imagenet", "small"] = "imagenet"
     """imagenet: 7x7 convolution of stride 2 and a max-pool. small: 3x3 convolution of stride 1."""
     levels: Literal[1, 2, 3, 4] = 4
     """Stages of the trunk in use; small images need fewer."""
-    norm: Literal["batch", "group"] = "batch"
+    norm: Literal["batch", "group", "none"] = "batch"
     """batch: statistics over the whole batch, all domains together."""
 
     kernels: tuple[int, ...] = (3, 5, 7)
@@ -156,7 +158,10 @@ def check(config: Config) -> None:
             bool(config.kernels) and all(size >= 1 and size % 2 for size in config.kernels),
             "one or more odd numbers",
         ),
-        "pyramid": (not config.pyramid or len(config.kernels) <= config.levels, "no more kernels than --method.levels"),
+        "pyramid": (
+            not config.pyramid or (config.trunk == "resnet" and len(config.kernels) <= config.levels),
+            "False, or a ResNet trunk and no more kernels than --method.levels",
+        ),
         "width": (config.width >= 1, "at least 1"),
         "branch-width": (config.branch_width >= 1, "at least 1"),
         "features": (config.features >= 2, "at least 2"),
@@ -214,6 +219,7 @@ def make(config: Config) -> Method:
     if config.single_scale:
         kernels, branch_width = kernels[:1], branch_width * len(kernels)
     extractor = MultiScaleNet(
+        trunk=config.trunk,
         depth=config.depth,
         width=config.width,
         stem_kind=config.stem,
@@ -246,7 +252,7 @@ def make(config: Config) -> Method:
     def view(key: Key, batch: Batch) -> jax.Array:
         batch = flip(at(key, "flip"), batch) if config.flip else batch
         image = unit(batch["image"])
-        return jitter(at(key, "jitter"), image, batch["index"]) if config.jitter else image
+        return centred(jitter(at(key, "jitter"), image, batch["index"]) if config.jitter else image)
 
     def what_critics_see(features: jax.Array, logits: jax.Array) -> jax.Array:
         if not config.conditional:
@@ -296,10 +302,11 @@ def make(config: Config) -> Method:
         return descend(ramped, tx, trains=trained, slot="all")(key, state, batch)
 
     def init(key: Key, batch: Batch) -> TrainState:
-        made = extractor.init(at(key, "extractor"), unit(batch["image"]), train=False)
+        image = centred(unit(batch["image"]))
+        made = extractor.init(at(key, "extractor"), image, train=False)
         stats = {"extractor": made.get("batch_stats", {})}
         params = {"extractor": made["params"]}
-        (features, branches), _ = extract(params, stats, unit(batch["image"]), train=False)
+        (features, branches), _ = extract(params, stats, image, train=False)
         params["head"] = head.init(at(key, "head"), features)["params"]
         if adapts:
             seen = what_critics_see(features, classify(params, features))
@@ -309,7 +316,8 @@ def make(config: Config) -> Method:
 
     def predict(key: Key, state: TrainState, batch: Batch) -> Outputs:
         del key
-        (features, _), _ = extract(state.params, state.extra["batch_stats"], unit(batch["image"]), train=False)
+        image = centred(unit(batch["image"]))
+        (features, _), _ = extract(state.params, state.extra["batch_stats"], image, train=False)
         logits = classify(state.params, features)
         return {"probs": jax.nn.softmax(logits), "features": features}
 

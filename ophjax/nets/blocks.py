@@ -14,7 +14,15 @@ from ophjax.nets.conv import Conv
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
-NORMS = ("batch", "group")
+NORMS = ("batch", "group", "none")
+
+
+class Identity(nn.Module):
+    """Returns its input."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return x
 
 
 def make_norm(
@@ -25,6 +33,7 @@ def make_norm(
     ``"batch"`` averages over the batch when ``train`` and updates its running statistics with PyTorch's momentum
     of 0.1 (their variance is the biased one); otherwise it applies the stored statistics and changes nothing.
     ``"group"`` has no statistics and treats each example alone: at most 32 groups of at least 4 channels.
+    ``"none"`` returns its input.
     """
     if kind == "batch":
         return nn.BatchNorm(
@@ -38,6 +47,8 @@ def make_norm(
     if kind == "group":
         groups = math.gcd(math.gcd(32, channels), max(1, channels // 4))
         return nn.GroupNorm(num_groups=groups, epsilon=1e-5, dtype=dtype, param_dtype=param_dtype, name=name)
+    if kind == "none":
+        return Identity(name=name)
     raise unknown("norm", kind, NORMS)
 
 

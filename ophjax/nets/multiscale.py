@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ophjax.errors import unknown
 from ophjax.nets.blocks import make_norm
 from ophjax.nets.conv import Conv
+from ophjax.nets.pooled import TRUNKS, PlainTrunk
 from ophjax.nets.resnet import ResNet
 from ophjax.nets.transformer import pool_to
 
@@ -55,7 +56,7 @@ class MultiScale(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
         def layer(x: Array, channels: int, size: int, name: str) -> Array:
-            x = Conv(channels, size, use_bias=False, name=name, **types)(x)
+            x = Conv(channels, size, use_bias=self.norm == "none", name=name, **types)(x)
             return nn.relu(make_norm(self.norm, channels, train=train, name=f"{name}_norm", **types)(x))
 
         branches: list[Array] = []
@@ -80,20 +81,23 @@ class MultiScale(nn.Module):
 
 
 class MultiScaleNet(nn.Module):
-    """A ResNet trunk under a multi-scale module: ``(features [b, f], branches [s, b, d])``, both float32.
+    """A trunk under a multi-scale module: ``(features [b, f], branches [s, b, d])``, both float32.
 
     Each vector is the mean of its map over positions, then, with ``normalised``, a LayerNorm without parameters. That
     LayerNorm is not from the paper: without it the critic wins and adaptation harms (M2DAN spec, section (k)).
 
     Attributes:
-      depth, width, stem_kind, norm: of the ``ResNet``.
-      levels: how many of its four stages are used; small images need less.
+      trunk: "resnet", or "plain" (``PlainTrunk``, for small images, without norms: there only width and levels matter).
+      depth, width, stem_kind: of the ``ResNet``.
+      levels: how many of its four stages are used (small images need less), or convolutions of the plain trunk.
+      norm: of the ResNet and the multi-scale module.
       kernels, branch_width, features, fusion, squeeze: see ``MultiScale``.
       pyramid: the branches take the outputs of the last stages, one each, pooled to the size of the last, instead
         of all taking the last.
       normalised: LayerNorm on every vector.
     """
 
+    trunk: str = "resnet"
     depth: int = 18
     width: int = 64
     stem_kind: str = "imagenet"
@@ -114,9 +118,15 @@ class MultiScaleNet(nn.Module):
         self, x: Float[Array, "b h w c"], *, train: bool
     ) -> tuple[Float[Array, "b f"], Float[Array, "s b d"]]:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        trunk = ResNet(1, self.depth, self.width, self.stem_kind, self.norm, name="trunk", **types)
-        x = trunk.stem(x.astype(self.dtype), train=train)
-        maps = [x := trunk.stage(level, x, train=train) for level in range(1, self.levels + 1)]
+        x = x.astype(self.dtype)
+        if self.trunk == "plain":
+            maps = [PlainTrunk(self.width, self.levels, name="trunk", **types)(x)]
+        elif self.trunk == "resnet":
+            trunk = ResNet(1, self.depth, self.width, self.stem_kind, self.norm, name="trunk", **types)
+            x = trunk.stem(x, train=train)
+            maps = [x := trunk.stage(level, x, train=train) for level in range(1, self.levels + 1)]
+        else:
+            raise unknown("trunk", self.trunk, TRUNKS)
         count, size = len(self.kernels), maps[-1].shape[1:3]
         taken = [pool_to(one, *size) for one in maps[-count:]] if self.pyramid else [maps[-1]] * count
         module = MultiScale(

@@ -18,15 +18,16 @@ TRUNKS = ("resnet", "plain")
 
 
 class PlainTrunk(nn.Module):
-    """Three 3x3 convolutions of stride 2, each with a ReLU and no norm; ``width``, 2 and 4 times as many channels."""
+    """3x3 convolutions of stride 2, each with a ReLU and no norm; ``width``, 2, 4, ... times as many channels."""
 
     width: int = 16
+    levels: int = 3
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
-        for i in range(3):
+        for i in range(self.levels):
             conv = Conv(
                 self.width * 2**i,
                 stride=2,
