@@ -14,12 +14,14 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README.read_text(), flags=re.DOTALL)
 
 
-def test_the_library_example_runs():
-    (example,) = blocks("python")
+def test_the_library_examples_run():
+    method, transform = blocks("python")
     # The smallest nets instead of the demo's, since only the calls are the point.
     scope: dict = {}
-    exec(compile(example.replace("seatrans.DEMO", "seatrans.SMOKE"), "README.md", "exec"), scope)
+    exec(compile(method.replace("seatrans.DEMO", "seatrans.SMOKE"), "README.md", "exec"), scope)
     assert float(scope["logs"]["loss"]) > 0
+    exec(compile(transform, "README.md", "exec"), scope)
+    assert all(float(abs(leaf).max()) > 0 for leaf in scope["gradients"].values())
 
 
 def commands():

@@ -91,6 +91,11 @@ def make(
       InputError: a size, count or seed out of range; no, an unknown or a repeated domain.
     """
     _check(config, name, known)
+    if config.train < len(classes):
+        raise InputError(
+            f"{config.train} training pictures cannot show each of the {len(classes)} classes of {name}. Set "
+            f"--data.train to {len(classes)} or more."
+        )
 
     def part(split: str, domain: str) -> Source:
         first = (len(SPLITS) * known.index(domain) + SPLITS.index(split)) * ROOM

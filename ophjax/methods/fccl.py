@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ophjax.data.augment import flip, jitter, unit
+from ophjax.data.augment import centred, flip, jitter, unit
 from ophjax.data.crop import resized_crop
 from ophjax.errors import InputError
 from ophjax.keys import at
@@ -352,11 +352,6 @@ def make(config: Config) -> Method:
         stages.insert(0, Stage("centroids", config.seed_steps, look, "train", ()))
     watch = f"auc_{config.domains[0]}" if len(config.domains) > 1 else "auc"
     return Method(init, tuple(stages), predict, metrics, scores, watch=watch)
-
-
-def centred(image: jax.Array) -> jax.Array:
-    """Brings [0, 1] to about zero mean and unit spread, the same for every image and channel."""
-    return (image - 0.5) / 0.25
 
 
 def geometry(known: Centroids) -> Logs:

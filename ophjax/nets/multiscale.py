@@ -114,9 +114,7 @@ class MultiScaleNet(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b h w c"], *, train: bool
-    ) -> tuple[Float[Array, "b f"], Float[Array, "s b d"]]:
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> tuple[Float[Array, "b f"], Float[Array, "s b d"]]:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = x.astype(self.dtype)
         if self.trunk == "plain":

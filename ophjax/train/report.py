@@ -196,7 +196,7 @@ def training(run: Run) -> str:
         for curve in series(events, "eval", name).values():
             group = f"Validation: {name}"
             if curve.y.min() >= 0 and curve.y.max() <= 1:
-                overlap = next((start for start in OVERLAPS if name.startswith(f"{start}_")), None)
+                overlap = next((start for start in OVERLAPS if f"{name}_".startswith(f"{start}_")), None)
                 group = f"Validation: {MEANINGS[overlap][0] if overlap else 'classification scores'}"
             known = groups.setdefault(group, {}).get(describe(name)[0])
             groups[group][describe(name)[0]] = figures.joined(known, curve) if known else curve

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from ophjax import trees
+from ophjax.data.augment import centred
 from ophjax.errors import InputError
 from ophjax.methods import fccl
 from ophjax.train import loop, mesh
@@ -57,7 +58,7 @@ def train(config, batches=STREAM, *, stage=-1, state=None):
 def features(config, state, batch):
     """Logits and unit features of a batch, computed beside the method from the same net's definition."""
     net = fccl.PooledClassifier(len(CLASSES), "plain", width=config.width)
-    logits, feature = net.apply({"params": state.params["classifier"]}, fccl.centred(batch["image"] / 255), train=False)
+    logits, feature = net.apply({"params": state.params["classifier"]}, centred(batch["image"] / 255), train=False)
     return logits, np.asarray(centroids.normalise(feature))
 
 
