@@ -1,6 +1,7 @@
 """Strict settings for every test: eight virtual CPU devices, no silent broadcasting, no key used twice."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -17,6 +18,13 @@ jax.config.update(
     os.environ.get("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "ophjax-tests")),
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs() -> Iterator[None]:
+    """Frees the compiled programs of a file when its tests are done; all together they take gigabytes."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -63,6 +63,7 @@ def trained_scores(**changes):
 
 
 @pytest.mark.slow
+@pytest.mark.trend
 def test_trends(optimised):
     """Checks 11 and 12, over three seeds against cross-entropy alone, everything else being equal: the classes of the
     source are tighter and further apart; unseen domains gain at least 0.02 of accuracy, the source loses at most
