@@ -49,7 +49,7 @@ DEMO: dict[str, Any] = dict(
 )  # fmt: skip
 SMOKE: dict[str, Any] = dict(
     depth=10, width=4, stem="small", levels=2, kernels=(1, 3), branch_width=4, features=8, critic_width=8,
-    optimiser="adam", lr=3e-3, steps=4,
+    jitter=False, optimiser="adam", lr=1e-3, steps=4,
 )  # fmt: skip
 
 # Changes to the loop's configuration: 32 images of each of four domains, and 16.
