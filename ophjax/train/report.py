@@ -154,9 +154,9 @@ def scores(run: Run) -> str:
     else:
         return note("Nothing has been scored yet.")
     numbers = {name: float(value) for name, value in source.items() if is_number(value)}
-    rows = ""
+    rows, ends = "", ("_low", "_high", *endings(run))
     for name, value in numbers.items():
-        if name.endswith(("_low", "_high")):
+        if name.endswith(ends):
             continue
         low, high = numbers.get(f"{name}_low"), numbers.get(f"{name}_high")
         short, meaning = describe(name)
@@ -172,8 +172,36 @@ def scores(run: Run) -> str:
         " of examples of the same kind. It does not include the spread between training seeds."
     )
     return (
-        f"<p>On {escape(where)}{size}.</p><table class=scores><tbody>{rows}</tbody></table>"
+        f"<p>On {escape(where)}{size}.</p><table class=scores><tbody>{rows}</tbody></table>{by_domain(run, numbers)}"
         f"{note(explained) if any(name.endswith('_low') for name in numbers) else ''}"
+    )
+
+
+def endings(run: Run) -> tuple[str, ...]:
+    """How the names of scores end that belong to one domain only; none where there is one domain."""
+    domains = [str(name) for name in run.config.get("domains", [])]
+    return ("_worst", *(f"_{name}" for name in domains)) if len(domains) > 1 else ()
+
+
+def by_domain(run: Run, numbers: Mapping[str, float]) -> str:
+    """Makes the table of the scores (rows) in each domain (columns)."""
+    columns = endings(run)
+    bases = [name for name in numbers if columns and any(f"{name}{end}" in numbers for end in columns[1:])]
+    if not bases:
+        return ""
+    head = "".join(f'<th scope="col">{escape(end[1:])}</th>' for end in ("_mean of targets", *columns))
+    rows = ""
+    for base in bases:
+        cells = ""
+        for end in ("", *columns):
+            value, low, high = (numbers.get(f"{base}{end}{mark}") for mark in ("", "_low", "_high"))
+            span = "" if low is None or high is None else f'<span class="small">{low:.2f} to {high:.2f}</span>'
+            cells += f"<td>{'' if value is None else f'{value:.3f}'}{span}</td>"
+        rows += f'<tr><th scope="row">{escape(describe(base)[0])}</th>{cells}</tr>'
+    source = note(f"Learned on {escape(columns[1][1:])}; the others are the targets.")
+    return (
+        f'<h3>By domain</h3><div class="scroll"><table class="confusion many"><thead><tr><td></td>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>{source}"
     )
 
 
@@ -191,7 +219,7 @@ def training(run: Run) -> str:
 
     groups: dict[str, dict[str, Curve]] = {}
     for name in logged(events, "eval"):
-        if name.endswith(("_low", "_high")):
+        if name.endswith(("_low", "_high", *endings(run)[:1], *endings(run)[2:])):  # of the domains, the source only
             continue
         for curve in series(events, "eval", name).values():
             group = f"Validation: {name}"

@@ -121,6 +121,22 @@ def test_a_missing_part_leaves_the_rest(tmp_path, absent):
     assert {title for title in titles.values() if title not in text} == lost
 
 
+def test_scores_by_domain_stand_in_one_table(tmp_path):
+    """A row for each score, a column for the mean, the worst and each domain; none of them in the list above it."""
+    make_run(tmp_path)
+    write_config(tmp_path, domains=["clinic", "mist"])
+    scores = {"auc": 0.61, "auc_worst": 0.59, "auc_clinic": 0.91, "auc_clinic_low": 0.88, "auc_clinic_high": 0.93,
+              "auc_mist": 0.62, "proxy_distance": 0.5}  # fmt: skip
+    with (tmp_path / "metrics.jsonl").open("a") as log:
+        log.write(json.dumps({"event": "test", "split": "test", "step": 500, "time": 1.8e9, "scores": scores}) + "\n")
+    text = write_report(tmp_path).read_text()
+    table = text.split("By domain</h3>")[1].split("</table>")[0]
+    assert [column for column in ("mean of targets", "worst", "clinic", "mist") if f">{column}</th>" in table] == [
+        "mean of targets", "worst", "clinic", "mist"]  # fmt: skip
+    assert all(number in table for number in ("0.610", "0.590", "0.910", "0.88 to 0.93", "0.620"))
+    assert "0.500" not in table and "AUC, clinic" not in text.split("By domain</h3>")[0]
+
+
 def test_an_empty_folder_gives_a_page(tmp_path):
     text = Page(write_report(tmp_path).read_text(encoding="utf-8")).text
     assert "Nothing has been scored yet" in text
