@@ -11,6 +11,7 @@ import json
 import statistics
 import sys
 from pathlib import Path
+from typing import Any
 
 import presets
 import run
@@ -36,6 +37,18 @@ def arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args(argv)
 
 
+def flags(changes: dict[str, Any]) -> list[str]:
+    """Writes changes to a method's configuration as options of run.py."""
+    words: list[str] = []
+    for name, value in changes.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--method.{option}" if value else f"--method.no-{option}")
+        else:
+            words += [f"--method.{option}", str(value)]
+    return words
+
+
 def one_run(options: argparse.Namespace, variant: str, seed: int, rest: list[str]) -> dict[str, float]:
     """Trains one variant with one seed, if that was not done before, and returns its test scores."""
     changes, taken = methods.load(options.method).VARIANTS.get(variant, ({}, ()))
@@ -49,8 +62,7 @@ def one_run(options: argparse.Namespace, variant: str, seed: int, rest: list[str
         "--method", options.method, "--data", options.data, "--preset", options.preset, "--runs", str(options.runs),
         "--name", name(variant), "--train.seed", str(seed), seed_of_data, str(seed), *rest,
     ]  # fmt: skip
-    for option, value in changes.items():
-        argv += [f"--method.{option.replace('_', '-')}", str(value)]
+    argv += flags(changes)
     if taken:
         argv += ["--start-from", *(f"{network}={options.runs / name(options.method)}" for network in taken)]
     folder = options.runs / name(variant)
