@@ -4,8 +4,11 @@ Everything has a default: without a data set the run draws its own pictures (pha
 """
 
 import argparse
+import contextlib
 import dataclasses
+import io
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -83,7 +86,16 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Any]:
     fields = [(name, type(default), dataclasses.field(default=default)) for name, default in parts.items()]
     Everything = dataclasses.make_dataclass("Everything", fields, bases=(Options,), frozen=True, kw_only=True)
     head = f"{chosen.method} on {chosen.data}, preset {chosen.preset} (--method, --data and --preset choose others)."
-    options = tyro.cli(Everything, args=rest, prog="run.py", description=head)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            options = tyro.cli(Everything, args=rest, prog="run.py", description=head)
+    except SystemExit as leaving:
+        if not leaving.code:  # --help
+            raise
+        # The parser's message is a box of several lines; ours are one paragraph.
+        words = re.sub(r"\x1b\[[0-9;]*m|[\u2500-\u257f]", " ", said.getvalue()).split()
+        raise InputError(f"{' '.join(words)} With --help every option is explained.") from None
     by_hand = (options.coordinator, options.processes, options.process)
     if any(value is not None for value in by_hand) and not options.distributed:
         raise InputError("--coordinator, --processes and --process were given without --distributed. Add it.")

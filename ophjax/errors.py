@@ -1,5 +1,10 @@
 """The one error a user can cause, so that commands can show it without a traceback."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
 
 class InputError(ValueError):
     """Something given by the user cannot be used.
@@ -20,3 +25,17 @@ def unknown(kind: str, given: str, known: list[str] | tuple[str, ...]) -> InputE
     near = difflib.get_close_matches(given, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return InputError(f"Unknown {kind} {given!r}. Known: {', '.join(known)}.{hint}")
+
+
+def check_options(config: Any, rules: Mapping[str, tuple[bool, str]]) -> None:
+    """Raises InputError for the first field of a method's configuration that breaks its rule.
+
+    Args:
+      config: of a method.
+      rules: for each field, whether its rule holds and what is expected of it.
+    """
+    for name, (holds, expected) in rules.items():
+        if not holds:
+            option = f"--method.{name.replace('_', '-')}"
+            given = getattr(config, name.replace("-", "_"))
+            raise InputError(f"{option} is {given}; expected {expected}. --help explains the options.")

@@ -21,7 +21,7 @@ import optax
 
 from ophjax.data.augment import flip, unit
 from ophjax.data.scans import exclusive, warp, z_score
-from ophjax.errors import InputError, unknown
+from ophjax.errors import InputError, check_options, unknown
 from ophjax.keys import at
 from ophjax.losses.adversarial import patch_nce, symmetric_kl
 from ophjax.losses.segmentation import soft_dice_loss
@@ -191,10 +191,7 @@ def check(config: Config) -> None:
         "lr": (config.lr > 0, "above 0"),
         "betas": (all(0 <= beta < 1 for beta in config.betas), "two numbers of at least 0 and below 1"),
     }
-    for name, (holds, expected) in rules.items():
-        if not holds:
-            option = f"--method.{name.replace('_', '-')}"
-            raise InputError(f"{option} is {getattr(config, name)}; expected {expected}. --help explains the options.")
+    check_options(config, rules)
     for tap in config.taps:
         if tap not in TAPS:
             raise unknown("tap of the critic (--method.taps)", tap, TAPS)

@@ -20,7 +20,7 @@ import optax
 
 from ophjax.data.augment import centred, flip, jitter, unit
 from ophjax.data.crop import resized_crop
-from ophjax.errors import InputError
+from ophjax.errors import InputError, check_options
 from ophjax.keys import at
 from ophjax.losses import contrast
 from ophjax.losses.classification import softmax_cross_entropy
@@ -179,10 +179,7 @@ def check(config: Config) -> None:
         "weight-decay": (config.weight_decay >= 0, "at least 0"),
         "steps": (config.steps >= 1, "at least 1"),
     }
-    for name, (holds, expected) in rules.items():
-        if not holds:
-            given = getattr(config, name.replace("-", "_"))
-            raise InputError(f"--method.{name} is {given}; expected {expected}. --help explains the options.")
+    check_options(config, rules)
     if len(config.classes) < 2:
         raise InputError(
             f"The data set has the classes {config.classes}; a classifier, and the contrast of a feature with the "

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from ophjax.data.augment import flip, unit
-from ophjax.errors import InputError
+from ophjax.errors import InputError, check_options
 from ophjax.keys import at
 from ophjax.losses.classification import sigmoid_cross_entropy, softmax_cross_entropy
 from ophjax.losses.segmentation import binary_cross_entropy, soft_dice_loss
@@ -191,10 +191,7 @@ def check(config: Config) -> None:
             "a baseline that has segmentation features to shuffle",
         ),
     }
-    for name, (holds, expected) in rules.items():
-        if not holds:
-            given = getattr(config, name.replace("-", "_"))
-            raise InputError(f"--method.{name} is {given}; expected {expected}. --help explains the options.")
+    check_options(config, rules)
     if len(config.classes) < 2:
         raise InputError(f"The data set has the classes {config.classes}; a diagnosis needs at least two.")
 
