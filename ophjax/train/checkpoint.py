@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -173,10 +174,12 @@ def _hush() -> None:
     """Keeps the echoes of an error off the screen: the error itself is raised, once.
 
     Orbax logs the traceback of what it raises. At the first error it closes its event loop, and asyncio logs, and
-    TensorStore's threads print, a traceback for each of the hundreds of leaves still under way.
+    TensorStore's threads print, a traceback for each of the hundreds of leaves still under way; Python warns of those
+    that had not begun, maybe as late as at its own end.
     """
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", r"coroutine '\S*(serialize|write)\S*' was never awaited", RuntimeWarning)
     if not isinstance(sys.unraisablehook, _Echoes):
         sys.unraisablehook = _Echoes(sys.unraisablehook)
 

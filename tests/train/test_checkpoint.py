@@ -1,6 +1,7 @@
 """Checkpoints of a small state: what is kept, what is offered, what is refused."""
 
 import shutil
+import warnings
 from contextlib import closing
 
 import jax
@@ -102,6 +103,22 @@ def test_damaged_notes(saved):
         saved.meta(5)
     assert str(saved.folder / "5") in str(caught.value)
     assert saved.meta(4) == {"done": 4}
+
+
+def test_leaves_that_were_never_begun_are_not_warned_of(tmp_path):
+    """After an error Orbax drops coroutines of these names; Python's warning would stand behind the one paragraph."""
+
+    async def async_serialize_from_host():
+        pass
+
+    async def somebody_elses():
+        pass
+
+    with warnings.catch_warnings(record=True) as said, closing(Checkpoints(tmp_path)):
+        warnings.filterwarnings("always", ".*somebody_elses.*")
+        for dropped in (async_serialize_from_host, somebody_elses):
+            dropped()
+    assert len(said) == 1 and "somebody_elses" in str(said[0].message)
 
 
 def test_networks_of_another_run(saved):
