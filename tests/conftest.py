@@ -1,4 +1,7 @@
-"""Strict settings for every test: eight virtual CPU devices, no silent broadcasting, no key used twice."""
+"""Strict settings for every test: eight virtual CPU devices, no silent broadcasting, no key used twice.
+
+The tests run on several cores (pytest-xdist), file by file; ``-n 0`` runs them in one process.
+"""
 
 import os
 from collections.abc import Iterator
@@ -18,6 +21,18 @@ jax.config.update(
     os.environ.get("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "ophjax-tests")),
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps the tests of a file on one core, since they share programs and runs, and those of the contract method by
+    method; the contract, which takes longest, goes first."""
+    for item in items:
+        group = item.path.name
+        if group == "test_contract.py":
+            group += f"-{item.callspec.params['name']}"  # type: ignore[attr-defined]
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.path.name != "test_contract.py")
 
 
 @pytest.fixture(autouse=True, scope="module")
