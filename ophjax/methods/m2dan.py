@@ -125,6 +125,8 @@ class Config:
     """Weight of the critics' loss beside the classification loss."""
     steepness: float = 10.0
     """Gradient reversal grows as 2 / (1 + exp(-steepness * progress)) - 1."""
+    warmup: float = 0.0
+    """Share of the steps before that: there the critics learn and nothing is reversed, while the source is learned."""
     entropy_weight: float = 0.0
     """Weight of the entropy of the targets' predictions."""
     focal_gamma: float = 0.0
@@ -172,6 +174,7 @@ def check(config: Config) -> None:
         ),
         "domain-weight": (config.domain_weight >= 0, "at least 0"),
         "steepness": (config.steepness > 0, "above 0"),
+        "warmup": (0 <= config.warmup < 1, "at least 0 and below 1"),
         "entropy-weight": (config.entropy_weight >= 0, "at least 0"),
         "focal-gamma": (config.focal_gamma >= 0, "at least 0"),
         "lr": (config.lr > 0, "above 0"),
@@ -270,8 +273,11 @@ def make(config: Config) -> Method:
         source = batch["domain"] == 0 if adapts else jnp.ones(len(batch["label"]), bool)
         labels = jnp.where(source, batch["label"], 0)
         if config.control == "labels":
-            turn = jax.random.randint(at(key, "labels"), (), 1, len(labels))
-            labels = jnp.where(source, jnp.roll(labels, domains * turn if adapts else turn), 0)
+            # The domains take turns in a batch, so that whole rounds move source labels onto source images, and less than
+            # all rounds onto other ones.
+            round_ = domains if adapts else 1
+            turn = jax.random.randint(at(key, "labels"), (), 1, max(len(labels) // round_, 2))
+            labels = jnp.where(source, jnp.roll(labels, round_ * turn), 0)
         (features, branches), stats = extract(params, extra["batch_stats"], view(key, batch), train=True)
         logits = classify(params, features)
         share = source / jnp.maximum(source.sum(), 1)
@@ -294,7 +300,8 @@ def make(config: Config) -> Method:
         return value, ({"batch_stats": extra["batch_stats"] | {"extractor": stats}}, logs)
 
     def learn(key: Key, state: TrainState, batch: Batch) -> tuple[TrainState, Logs]:
-        strength = sigmoid_ramp(state.step / config.steps, steepness=config.steepness)
+        progress = (state.step / config.steps - config.warmup) / (1 - config.warmup)
+        strength = sigmoid_ramp(jnp.maximum(progress, 0.0), steepness=config.steepness)
         ramped = functools.partial(loss, strength=strength)
         return descend(ramped, tx, trains=trained, slot="all")(key, state, batch)
 
