@@ -55,9 +55,9 @@ class Device(NamedTuple):
 
 DEVICES: dict[str, Device] = {
     "device-a": Device(blur=0.015, speckle=0.15, noise=0.02),
-    "device-b": Device(blur=0.050, speckle=0.10, noise=0.04, lift=0.24, contrast=0.42, haze=0.30),
-    "device-c": Device(blur=0.020, speckle=0.28, noise=0.05, gamma=2.0, shadows=0.4),
-    "device-d": Device(blur=0.035, speckle=0.20, noise=0.04, contrast=1.15, gamma=0.65, reflex=0.4, shadows=0.3),
+    "device-b": Device(blur=0.040, speckle=0.10, noise=0.03, lift=0.35, contrast=0.30, haze=0.30),
+    "device-c": Device(blur=0.020, speckle=0.15, noise=0.04, gamma=2.0, shadows=0.4),
+    "device-d": Device(blur=0.035, speckle=0.20, noise=0.04, contrast=1.20, gamma=0.55, reflex=0.4, shadows=0.3),
 }
 
 
@@ -65,7 +65,7 @@ DEVICES: dict[str, Device] = {
 class Config(domains.Config):
     """Drawn chamber angles from several devices; nothing is read from disk."""
 
-    train: int = 300
+    train: int = 1000
     """Training pictures of each domain."""
     domains: tuple[str, ...] = tuple(DEVICES)
     """The devices: the source first, then the targets."""

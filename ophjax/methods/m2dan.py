@@ -45,7 +45,7 @@ DATA = "angles"
 # Changes to Config: a net for two CPU cores, and one for tests that learns nothing.
 DEMO: dict[str, Any] = dict(
     trunk="plain", width=8, levels=2, norm="none", branch_width=8, features=32, critic_width=64, jitter=False,
-    optimiser="adam", lr=1e-3, weight_decay=0.0, steps=2400,
+    conditional=True, warmup=0.4, optimiser="adam", lr=2e-3, weight_decay=0.0, steps=1200,
 )  # fmt: skip
 SMOKE: dict[str, Any] = dict(
     depth=10, width=4, stem="small", levels=2, kernels=(1, 3), branch_width=4, features=8, critic_width=8,
@@ -53,14 +53,16 @@ SMOKE: dict[str, Any] = dict(
 )  # fmt: skip
 
 # Changes to the loop's configuration: 32 images of each of four domains, and 16.
-TRAIN: dict[str, dict[str, Any]] = {"paper": dict(batch_size=128), "demo": dict(batch_size=64)}
+TRAIN: dict[str, dict[str, Any]] = {"paper": dict(batch_size=128), "demo": dict(batch_size=64, eval_every=600)}
 
 # What a comparison runs beside the method itself: changes to Config, and the networks taken over from its run.
 VARIANTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "source-only": (dict(baseline="source-only"), ()),
     "oracle": (dict(baseline="oracle"), ()),
-    "merged-dann": (dict(critic="merged", align="fused"), ()),
+    "merged": (dict(critic="merged"), ()),
+    "merged-dann": (dict(critic="merged", align="fused", conditional=False), ()),
     "pairwise": (dict(critic="pairwise"), ()),
+    "unconditional": (dict(conditional=False), ()),
     "fused-only": (dict(align="fused"), ()),
     "single-scale": (dict(single_scale=True), ()),
     "no-layernorm": (dict(layer_norm=False), ()),
@@ -273,11 +275,10 @@ def make(config: Config) -> Method:
         source = batch["domain"] == 0 if adapts else jnp.ones(len(batch["label"]), bool)
         labels = jnp.where(source, batch["label"], 0)
         if config.control == "labels":
-            # The domains take turns in a batch, so that whole rounds move source labels onto source images, and less than
-            # all rounds onto other ones.
-            round_ = domains if adapts else 1
-            turn = jax.random.randint(at(key, "labels"), (), 1, max(len(labels) // round_, 2))
-            labels = jnp.where(source, jnp.roll(labels, round_ * turn), 0)
+            # The domains take turns in a batch: whole rounds lead from one source image to another.
+            apart = domains if adapts else 1
+            turn = jax.random.randint(at(key, "labels"), (), 1, max(len(labels) // apart, 2))
+            labels = jnp.where(source, jnp.roll(labels, apart * turn), 0)
         (features, branches), stats = extract(params, extra["batch_stats"], view(key, batch), train=True)
         logits = classify(params, features)
         share = source / jnp.maximum(source.sum(), 1)

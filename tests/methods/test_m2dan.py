@@ -145,7 +145,7 @@ def test_one_device_and_eight(start, batch):
 
 
 def test_warmup_holds_the_reversal_back(start, batch):
-    """Nothing is reversed before ``warmup``; then the ramp of what is left begins. Another step makes no new program."""
+    """Nothing is reversed before ``warmup``; then the ramp over what is left begins. All in one program."""
     method, _ = build(warmup=0.5)
     step = jax.jit(method.stages[0].step)
     found = [float(step(jax.random.key(1), start.replace(step=jnp.int32(i)), batch)[1]["reversal"]) for i in range(5)]
