@@ -44,8 +44,8 @@ DATA = "angles"
 
 # Changes to Config: a net for two CPU cores, and one for tests that learns nothing.
 DEMO: dict[str, Any] = dict(
-    trunk="plain", width=8, levels=2, norm="none", branch_width=8, features=32, critic_width=64, jitter=False,
-    conditional=True, warmup=0.4, optimiser="adam", lr=2e-3, weight_decay=0.0, steps=1200,
+    trunk="plain", width=8, levels=2, norm="none", branch_width=8, features=32, critic_width=64,
+    conditional=True, warmup=0.3, optimiser="adam", lr=2e-3, weight_decay=0.0, steps=1200,
 )  # fmt: skip
 SMOKE: dict[str, Any] = dict(
     depth=10, width=4, stem="small", levels=2, kernels=(1, 3), branch_width=4, features=8, critic_width=8,
@@ -66,11 +66,13 @@ VARIANTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "fused-only": (dict(align="fused"), ()),
     "single-scale": (dict(single_scale=True), ()),
     "no-layernorm": (dict(layer_norm=False), ()),
+    "no-jitter": (dict(jitter=False), ()),
+    "source-only-no-jitter": (dict(baseline="source-only", jitter=False), ()),
     "labels-shuffled": (dict(control="labels"), ()),
 }
 
 # The scores of a comparison's table (patterns over names), the first of which is compared seed by seed.
-SCORES = ("auc", "auc_*", "accuracy", "proxy_distance")
+SCORES = ("accuracy", "accuracy_*", "auc", "auc_*", "proxy_distance")
 
 
 @dataclasses.dataclass(frozen=True)
