@@ -112,13 +112,11 @@ def main() -> int:
                 f"--variants {sorted(unknown)} --seeds {options.seeds}: expected variants out of {', '.join(chosen)} "
                 "and at least one seed."
             )
-        scores = {
-            variant: [
-                one_run(options, variant, seed, rest)
-                for seed in range(options.first_seed, options.first_seed + options.seeds)
-            ]
-            for variant in wanted
-        }
+        scores: dict[str, list[dict[str, float]]] = {variant: [] for variant in wanted}
+        # Seed by seed, so that a comparison that is stopped has whole ones, and drawn pictures serve all variants.
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
+            for variant in wanted:
+                scores[variant].append(one_run(options, variant, seed, rest))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -32,7 +32,7 @@ DEMO: dict[str, Any] = dict(size=32)
 SMOKE: dict[str, Any] = dict(size=32, train=16, val=8, test=8)
 
 CLASSES = ("open", "closed")
-THRESHOLD, SLOPE = 18.0, 12.0
+THRESHOLD, SLOPE = 19.0, 8.0
 
 
 class Device(NamedTuple):
@@ -55,9 +55,11 @@ class Device(NamedTuple):
 
 DEVICES: dict[str, Device] = {
     "device-a": Device(blur=0.015, speckle=0.15, noise=0.02),
-    "device-b": Device(blur=0.060, speckle=0.10, noise=0.05, lift=0.24, contrast=0.42, haze=0.30),
-    "device-c": Device(blur=0.020, speckle=0.34, noise=0.05, gamma=2.0, shadows=0.6),
-    "device-d": Device(blur=0.035, speckle=0.20, noise=0.04, contrast=1.15, gamma=0.65, reflex=0.8, shadows=0.3),
+    "device-b": Device(blur=0.030, speckle=0.10, noise=0.02, lift=0.15, contrast=0.24, haze=0.20),
+    "device-c": Device(blur=0.020, speckle=0.20, noise=0.05, gamma=1.3, contrast=0.45, shadows=0.3),
+    "device-d": Device(
+        blur=0.035, speckle=0.20, noise=0.04, lift=0.25, contrast=1.10, gamma=0.6, reflex=0.4, shadows=0.3
+    ),
 }
 
 
@@ -65,7 +67,7 @@ DEVICES: dict[str, Device] = {
 class Config(domains.Config):
     """Drawn chamber angles from several devices; nothing is read from disk."""
 
-    train: int = 300
+    train: int = 600
     """Training pictures of each domain."""
     domains: tuple[str, ...] = tuple(DEVICES)
     """The devices: the source first, then the targets."""
@@ -115,7 +117,7 @@ def draw_scene(seed: int, index: int) -> Scene:
     closed = index % 2
     vault = rng.uniform(-1, 1)
     # A margin on either side of the threshold, since nobody labels what nobody can see.
-    away = -rng.uniform(4, 10) if closed else rng.uniform(4, 14)
+    away = -rng.uniform(6, 16) if closed else rng.uniform(6, 20)
     opening = max(THRESHOLD + SLOPE * vault + away, 0.5)
     return Scene(
         label=diagnose(opening, vault),

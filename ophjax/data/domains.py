@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -48,9 +49,10 @@ class Draw(Protocol):
 class Drawn:
     """Random access to a range of one domain's examples; nothing is kept between calls."""
 
-    def __init__(self, draw: Draw, config: Config, domain: str, indices: range) -> None:
+    def __init__(self, draw: Draw, seed: int, size: int, domain: str, indices: range) -> None:
         self._draw = draw
-        self._config = config
+        self._seed = seed
+        self._size = size
         self.domain = domain
         self.indices = indices
         self.names = [f"{domain}-{index:07d}" for index in indices]
@@ -62,7 +64,13 @@ class Drawn:
         i = operator.index(i)
         if not 0 <= i < len(self):
             raise IndexError(f"Example {i} of {len(self)}.")
-        return self._draw(self._config.seed, self.indices[i], self.domain, self._config.size)
+        return self._draw(self._seed, self.indices[i], self.domain, self._size)
+
+
+@lru_cache(maxsize=16)
+def _part(draw: Draw, seed: int, size: int, domain: str, indices: range) -> Source:
+    """Makes one domain's part of a split; kept, so that the runs of a comparison do not draw the same pictures anew."""
+    return Cached(Drawn(draw, seed, size, domain, indices))
 
 
 def make(
@@ -99,7 +107,7 @@ def make(
 
     def part(split: str, domain: str) -> Source:
         first = (len(SPLITS) * known.index(domain) + SPLITS.index(split)) * ROOM
-        return Cached(Drawn(draw, config, domain, range(first, first + getattr(config, split))))
+        return _part(draw, config.seed, config.size, domain, range(first, first + getattr(config, split)))
 
     source, *targets = config.domains
     splits: dict[str, Source] = {"train": part("train", source)}

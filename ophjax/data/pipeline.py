@@ -93,7 +93,7 @@ def _batches(
 
     def read(positions: np.ndarray) -> Example:
         examples = [_read(source, int(position)) for position in positions[mine]]
-        return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+        return {name: _stack(name, [example[name] for example in examples]) for name in examples[0]}
 
     # Positions are batched, which costs nothing, and each process reads its rows of every batch.
     return iter(order.batch(batch_size * count).map(read).to_iter_dataset(_options(threads)))
@@ -108,6 +108,16 @@ def _check(source: Source, batch_size: int, process: tuple[int, int]) -> tuple[i
     if batch_size < 1:
         raise InputError(f"The batch size is {batch_size}; give a positive integer.")
     return index, count
+
+
+def _stack(name: str, arrays: list[np.ndarray]) -> np.ndarray:
+    shapes = sorted({array.shape for array in arrays})
+    if len(shapes) > 1:
+        raise InputError(
+            f"The examples of a batch differ in the shape of {name!r}: {', '.join(map(str, shapes))}. All images of a "
+            "data set, whatever their domain, must have one size and the same channels: stretch or convert them first."
+        )
+    return np.stack(arrays)
 
 
 def _read(source: Source, position: int) -> Example:

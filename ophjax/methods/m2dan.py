@@ -44,8 +44,8 @@ DATA = "angles"
 
 # Changes to Config: a net for two CPU cores, and one for tests that learns nothing.
 DEMO: dict[str, Any] = dict(
-    trunk="plain", width=8, levels=2, norm="none", branch_width=8, features=32, critic_width=64, jitter=False,
-    optimiser="adam", lr=1e-3, weight_decay=0.0, steps=2400,
+    trunk="plain", width=8, levels=2, norm="none", branch_width=8, features=32, critic_width=64,
+    conditional=True, warmup=0.3, optimiser="adam", lr=2e-3, weight_decay=0.0, steps=1200,
 )  # fmt: skip
 SMOKE: dict[str, Any] = dict(
     depth=10, width=4, stem="small", levels=2, kernels=(1, 3), branch_width=4, features=8, critic_width=8,
@@ -53,22 +53,26 @@ SMOKE: dict[str, Any] = dict(
 )  # fmt: skip
 
 # Changes to the loop's configuration: 32 images of each of four domains, and 16.
-TRAIN: dict[str, dict[str, Any]] = {"paper": dict(batch_size=128), "demo": dict(batch_size=64)}
+TRAIN: dict[str, dict[str, Any]] = {"paper": dict(batch_size=128), "demo": dict(batch_size=64, eval_every=600)}
 
 # What a comparison runs beside the method itself: changes to Config, and the networks taken over from its run.
 VARIANTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "source-only": (dict(baseline="source-only"), ()),
     "oracle": (dict(baseline="oracle"), ()),
-    "merged-dann": (dict(critic="merged", align="fused"), ()),
+    "merged": (dict(critic="merged"), ()),
+    "merged-dann": (dict(critic="merged", align="fused", conditional=False), ()),
     "pairwise": (dict(critic="pairwise"), ()),
+    "unconditional": (dict(conditional=False), ()),
     "fused-only": (dict(align="fused"), ()),
     "single-scale": (dict(single_scale=True), ()),
     "no-layernorm": (dict(layer_norm=False), ()),
+    "no-jitter": (dict(jitter=False), ()),
+    "source-only-no-jitter": (dict(baseline="source-only", jitter=False), ()),
     "labels-shuffled": (dict(control="labels"), ()),
 }
 
 # The scores of a comparison's table (patterns over names), the first of which is compared seed by seed.
-SCORES = ("auc", "auc_*", "accuracy", "proxy_distance")
+SCORES = ("accuracy", "accuracy_*", "auc", "auc_*", "proxy_distance")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +129,8 @@ class Config:
     """Weight of the critics' loss beside the classification loss."""
     steepness: float = 10.0
     """Gradient reversal grows as 2 / (1 + exp(-steepness * progress)) - 1."""
+    warmup: float = 0.0
+    """Share of the steps before that: there the critics learn and nothing is reversed, while the source is learned."""
     entropy_weight: float = 0.0
     """Weight of the entropy of the targets' predictions."""
     focal_gamma: float = 0.0
@@ -172,6 +178,7 @@ def check(config: Config) -> None:
         ),
         "domain-weight": (config.domain_weight >= 0, "at least 0"),
         "steepness": (config.steepness > 0, "above 0"),
+        "warmup": (0 <= config.warmup < 1, "at least 0 and below 1"),
         "entropy-weight": (config.entropy_weight >= 0, "at least 0"),
         "focal-gamma": (config.focal_gamma >= 0, "at least 0"),
         "lr": (config.lr > 0, "above 0"),
@@ -270,8 +277,10 @@ def make(config: Config) -> Method:
         source = batch["domain"] == 0 if adapts else jnp.ones(len(batch["label"]), bool)
         labels = jnp.where(source, batch["label"], 0)
         if config.control == "labels":
-            turn = jax.random.randint(at(key, "labels"), (), 1, len(labels))
-            labels = jnp.where(source, jnp.roll(labels, domains * turn if adapts else turn), 0)
+            # The domains take turns in a batch: whole rounds lead from one source image to another.
+            apart = domains if adapts else 1
+            turn = jax.random.randint(at(key, "labels"), (), 1, max(len(labels) // apart, 2))
+            labels = jnp.where(source, jnp.roll(labels, apart * turn), 0)
         (features, branches), stats = extract(params, extra["batch_stats"], view(key, batch), train=True)
         logits = classify(params, features)
         share = source / jnp.maximum(source.sum(), 1)
@@ -294,7 +303,8 @@ def make(config: Config) -> Method:
         return value, ({"batch_stats": extra["batch_stats"] | {"extractor": stats}}, logs)
 
     def learn(key: Key, state: TrainState, batch: Batch) -> tuple[TrainState, Logs]:
-        strength = sigmoid_ramp(state.step / config.steps, steepness=config.steepness)
+        progress = (state.step / config.steps - config.warmup) / (1 - config.warmup)
+        strength = sigmoid_ramp(jnp.maximum(progress, 0.0), steepness=config.steepness)
         ramped = functools.partial(loss, strength=strength)
         return descend(ramped, tx, trains=trained, slot="all")(key, state, batch)
 

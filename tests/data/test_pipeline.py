@@ -298,6 +298,16 @@ def test_an_empty_domain_is_told(sizes):
         train_batches(Joined([numbers(size) for size in sizes]), batch_size=2, seed=0)
 
 
+@pytest.mark.parametrize("shape", [(5, 4, 3), (4, 4, 1)])
+def test_domains_of_different_sizes_or_channels_are_told(shape):
+    """A source of the user's own that does not stretch its images: one paragraph, not a stack trace of NumPy's."""
+    other = numbers(3, image=np.zeros((3, *shape), np.uint8))
+    batches = train_batches(Joined([numbers(3), other]), batch_size=4, seed=0)
+    with pytest.raises(InputError, match=r"differ in the shape of 'image': \(4, 4, .* one size and the same channels"):
+        next(batches)
+    batches.close()
+
+
 def test_rare_classes_take_their_turns():
     labels = np.array([0] * 9 + [1] * 2 + [2], np.int32)
     batches = train_batches(Balanced(numbers(12, label=labels)), batch_size=6, seed=0)

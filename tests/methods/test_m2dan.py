@@ -144,6 +144,31 @@ def test_one_device_and_eight(start, batch):
             np.testing.assert_allclose(logs[name], value, rtol=2e-4, atol=1e-6, err_msg=name)
 
 
+def test_warmup_holds_the_reversal_back(start, batch):
+    """Nothing is reversed before ``warmup``; then the ramp over what is left begins. All in one program."""
+    method, _ = build(warmup=0.5)
+    step = jax.jit(method.stages[0].step)
+    found = [float(step(jax.random.key(1), start.replace(step=jnp.int32(i)), batch)[1]["reversal"]) for i in range(5)]
+    np.testing.assert_allclose(found, [0, 0, 0, *sigmoid_ramp(jnp.array([0.5, 1.0]))], rtol=1e-6)
+    assert step._cache_size() == 1
+
+
+def test_shuffled_labels_are_those_of_other_images(start, batch):
+    """The control never gives an image its own label: of two source images each gets that of the other, at any key."""
+    pair = {name: value[: 2 * DOMAINS] for name, value in batch.items()}
+    rows = np.flatnonzero(np.asarray(pair["domain"]) == 0)
+    assert len(rows) == 2
+    pair["label"] = pair["label"].at[rows].set(jnp.array([0, 1]))
+    swapped = pair | {"label": pair["label"].at[rows].set(jnp.array([1, 0]))}
+    plain, control = (jax.jit(build(**changes)[0].stages[0].step) for changes in ({}, {"control": "labels"}))
+    wanted = plain(jax.random.key(0), start, swapped)[1]["classification_loss"]
+    other = plain(jax.random.key(0), start, pair)[1]["classification_loss"]
+    assert abs(wanted - other) > 1e-4
+    for seed in range(4):
+        found = control(jax.random.key(seed), start, pair)[1]["classification_loss"]
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
 def test_inference_needs_no_critic(start, batch):
     """Section (f): prediction is the same without the critics' parameters and without the domains."""
     method, _ = build()
@@ -186,6 +211,7 @@ def test_variants_run(batch, changes):
         ({"domain_loss": "least-squares"}, "--method.domain-loss"),
         ({"pyramid": True, "kernels": (1, 3, 5), "levels": 2}, "--method.pyramid"),
         ({"steps": 0}, "--method.steps"),
+        ({"warmup": 1.0}, "--method.warmup"),
         ({"classes": ("open",)}, "at least two"),
         ({"domains": ("clinic",)}, "--data angles"),
         ({"domains": ()}, "has no domain"),
