@@ -48,9 +48,9 @@ DATA = "organs"
 
 # Changes to Config: a net for two CPU cores, and one for tests that learns nothing.
 DEMO: dict[str, Any] = dict(
-    segmenter="unet", width=8, depth=3, kernel_sizes=(1, 3, 1, 1), critic_width=8, projection=64, patches=64,
-    gamma=(1.0, 1.0), noise=0.0, zoom=0.0, rotate=0.0, shear=0.0, elastic=0.0,
-    lr=2e-3, schedule="cosine", steps=600,
+    segmenter="unet", width=8, depth=3, kernel_sizes=(1, 3, 1, 1), mi_weight=1.0, critic_width=4, projection=32,
+    patches=64, gamma=(1.0, 1.0), noise=0.0, zoom=0.0, rotate=0.0, shear=0.0, elastic=0.0,
+    lr=5e-3, synthesizer_rate=0.4, schedule="cosine", steps=400,
 )  # fmt: skip
 SMOKE: dict[str, Any] = dict(
     segmenter="unet", width=4, depth=1, kernel_sizes=(1, 3), critic_width=4, projection=8, patches=16,
@@ -58,7 +58,7 @@ SMOKE: dict[str, Any] = dict(
 )  # fmt: skip
 
 # Changes to the loop's configuration.
-TRAIN: dict[str, dict[str, Any]] = {"paper": dict(batch_size=24), "demo": dict(batch_size=8)}
+TRAIN: dict[str, dict[str, Any]] = {"paper": dict(batch_size=24), "demo": dict(batch_size=4)}
 
 # What a comparison runs beside the method itself: changes to Config, and the networks taken over from its run.
 VARIANTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
