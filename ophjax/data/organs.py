@@ -23,7 +23,7 @@ from ophjax.data.drawing import THETA, clouds, lay_grid, ripples, step, stream, 
 from ophjax.data.sources import Dataset, Example
 
 # Changes to Config for two CPU cores, and for tests.
-DEMO: dict[str, Any] = dict(size=64)
+DEMO: dict[str, Any] = dict(size=48)
 SMOKE: dict[str, Any] = dict(size=32, train=16, val=8, test=8)
 
 REGIONS = ("liver", "kidney", "spleen")

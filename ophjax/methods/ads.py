@@ -31,7 +31,7 @@ from ophjax.nets.critic import TAPS, PatchCritic
 from ophjax.nets.efficientnet import EfficientUNet
 from ophjax.nets.synthesizer import DomainSynthesizer, random_convolution, random_network
 from ophjax.nets.unet import UNet
-from ophjax.transforms.bundling import bundle
+from ophjax.transforms.bundling import bundle, scale_networks
 from ophjax.transforms.mixing import cut_out, mix_randomly
 from ophjax.transforms.stepping import begin, descend, in_turn
 from ophjax.types import Batch, Key, Logs, Method, Outputs, Pairs, Stage, TrainState
@@ -48,9 +48,9 @@ DATA = "organs"
 
 # Changes to Config: a net for two CPU cores, and one for tests that learns nothing.
 DEMO: dict[str, Any] = dict(
-    segmenter="unet", width=8, depth=3, kernel_sizes=(1, 3, 1, 1), critic_width=8, projection=64, patches=64,
-    gamma=(1.0, 1.0), noise=0.0, zoom=0.0, rotate=0.0, shear=0.0, elastic=0.0,
-    lr=2e-3, schedule="cosine", steps=600,
+    segmenter="unet", width=8, depth=3, kernel_sizes=(1, 3, 1, 1), mi_weight=1.0, critic_width=4, projection=32,
+    patches=64, gamma=(1.0, 1.0), noise=0.0, zoom=0.0, rotate=0.0, shear=0.0, elastic=0.0,
+    lr=5e-3, synthesizer_rate=0.4, schedule="cosine", steps=400,
 )  # fmt: skip
 SMOKE: dict[str, Any] = dict(
     segmenter="unet", width=4, depth=1, kernel_sizes=(1, 3), critic_width=4, projection=8, patches=16,
@@ -58,7 +58,7 @@ SMOKE: dict[str, Any] = dict(
 )  # fmt: skip
 
 # Changes to the loop's configuration.
-TRAIN: dict[str, dict[str, Any]] = {"paper": dict(batch_size=24), "demo": dict(batch_size=8)}
+TRAIN: dict[str, dict[str, Any]] = {"paper": dict(batch_size=24), "demo": dict(batch_size=4)}
 
 # What a comparison runs beside the method itself: changes to Config, and the networks taken over from its run.
 VARIANTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
@@ -109,6 +109,9 @@ class Config:
     consistency_weight: float = 10.0
     """Weight of the disagreement of both views in the segmenter's loss. As PyTorch's KLDivLoss counts it, over pixels
     and classes: divided by the number of classes before it meets the sum over classes."""
+    consistency_ramp: float = 0.0
+    """Share of training in which that weight grows from 0, linearly; the released program has none. At once it can
+    teach a short training to agree on the background."""
     adversary_weight: float = 100.0
     """Weight of the same disagreement in the synthesizers' loss, where it is to grow; counted likewise."""
     adversary_segmentation: float = 0.0
@@ -152,6 +155,8 @@ class Config:
 
     lr: float = 4e-4
     """Adam's learning rate, for the segmenter and for the synthesizers with the critic."""
+    synthesizer_rate: float = 1.0
+    """The synthesizers' learning rate as a share of lr; the critic keeps lr."""
     betas: tuple[float, float] = (0.5, 0.999)
     """Adam's decay rates of the first and the second moment."""
     schedule: Literal["root", "cosine", "constant"] = "root"
@@ -185,10 +190,12 @@ def check(config: Config) -> None:
         "taps": (len(set(config.taps)) == len(config.taps) > 0, f"one or more out of {', '.join(TAPS)}, none twice"),
         "patches": (config.patches >= 2, "at least 2"),
         "temperature": (config.temperature > 0, "above 0"),
+        "consistency_ramp": (0 <= config.consistency_ramp <= 1, "at least 0 and at most 1"),
         "hole": (0 < config.hole <= 1, "above 0 and at most 1"),
         "gamma": (0 < config.gamma[0] <= config.gamma[1], "two numbers above 0, the smaller first"),
         "zoom": (0 <= config.zoom < 1, "at least 0 and below 1"),
         "lr": (config.lr > 0, "above 0"),
+        "synthesizer_rate": (config.synthesizer_rate > 0, "above 0"),
         "betas": (all(0 <= beta < 1 for beta in config.betas), "two numbers of at least 0 and below 1"),
     }
     check_options(config, rules)
@@ -229,18 +236,13 @@ def make(config: Config) -> Method:
     opponents = ("synthesizers", "critic") if informed else ("synthesizers",)
     trained = ("segmenter", *opponents) if plays else ("segmenter",)
 
-    def optimiser() -> optax.GradientTransformation:
-        rate: Any = config.lr
-        if config.schedule == "cosine":
-            rate = optax.cosine_decay_schedule(config.lr, config.steps)
-        elif config.schedule == "root":
-
-            def rate(done: jax.Array) -> jax.Array:
-                return config.lr * (1 - jnp.sqrt(jnp.minimum(done / config.steps, 1.0)))
-
-        return bundle(optax.adam(rate, *config.betas))
-
-    tx = optimiser()
+    rates: dict[str, Any] = {
+        "constant": config.lr,
+        "cosine": optax.cosine_decay_schedule(config.lr, config.steps),
+        "root": lambda done: config.lr * (1 - jnp.sqrt(jnp.minimum(done / config.steps, 1.0))),
+    }
+    tx = bundle(optax.adam(rates[config.schedule], *config.betas))
+    opponent_tx = optax.chain(tx, scale_networks(synthesizers=config.synthesizer_rate))
 
     def scene(key: Key, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """The batch as both players see it: normalised images, and the class of each pixel as one-hot."""
@@ -298,7 +300,9 @@ def make(config: Config) -> Method:
         each = each + dice.mean(-1).reshape(each.shape)
         return (each.sum(0) * weight).sum() / jnp.maximum(weight.sum(), 1.0)
 
-    def learn_masks(drawn: Key, key: Key, params: Any, extra: Any, batch: Batch) -> tuple[jax.Array, tuple[Any, Logs]]:
+    def learn_masks(
+        drawn: Key, part: jax.Array, key: Key, params: Any, extra: Any, batch: Batch
+    ) -> tuple[jax.Array, tuple[Any, Logs]]:
         del key
         image, target = scene(at(drawn, "scene"), batch)
         _, seen = views(params, at(drawn, "views"), image)
@@ -307,7 +311,7 @@ def make(config: Config) -> Method:
         logs = {"segmentation": loss}
         if len(seen) == 2:
             logs["disagreement"] = symmetric_kl(*logits).mean()
-            loss = loss + config.consistency_weight / classes * logs["disagreement"]
+            loss = loss + part * config.consistency_weight / classes * logs["disagreement"]
         return loss, ({"batch_stats": {"segmenter": stats}}, logs)
 
     def information(params: Any, key: Key, image: jax.Array, others: list[jax.Array]) -> jax.Array:
@@ -342,11 +346,13 @@ def make(config: Config) -> Method:
     def learn(key: Key, state: TrainState, batch: Batch) -> tuple[TrainState, Logs]:
         # Both players meet the same views: same noise, same shares.
         drawn = at(key, "drawn")
-        learner = functools.partial(learn_masks, drawn)
+        ramp = max(1.0, config.consistency_ramp * config.steps)
+        part = jnp.minimum((state.step + 1) / ramp, 1.0)
+        learner = functools.partial(learn_masks, drawn, part)
         steps = [("segmenter", descend(learner, tx, trains=("segmenter",), slot="segmenter"))]
         if plays:
             opponent = functools.partial(synthesize, drawn)
-            steps.append(("synthesizers", descend(opponent, tx, trains=opponents, slot="synthesizers")))
+            steps.append(("synthesizers", descend(opponent, opponent_tx, trains=opponents, slot="synthesizers")))
         state, logs = in_turn(*steps)(key, state, batch)
         return state, {"loss": logs["segmenter/loss"]} | logs
 
@@ -363,7 +369,7 @@ def make(config: Config) -> Method:
             params["critic"] = critic.init(at(key, "critic"), image, at(key, "places"))["params"]
         opt = {"segmenter": begin(tx, params, ("segmenter",))}
         if plays:
-            opt["synthesizers"] = begin(tx, params, opponents)
+            opt["synthesizers"] = begin(opponent_tx, params, opponents)
         stats = {"segmenter": made.get("batch_stats", {})}
         return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt=opt, extra={"batch_stats": stats})
 

@@ -68,6 +68,16 @@ def depthwise2d(x: Float[Array, "b h w c"], kernel: Float[Array, "k k 1 c"]) -> 
     return sum(shifted, start=jnp.zeros((), x.dtype))
 
 
+def conv_each(x: Float[Array, "b h w c"], kernels: Float[Array, "b k k c d"]) -> Float[Array, "b h w d"]:
+    """Convolves each image with an odd square kernel of its own, stride 1, size kept by zero padding."""
+    size = kernels.shape[1]
+    padding = (size - 1) // 2
+    if jax.default_backend() != "cpu":
+        return jax.vmap(lambda one, kernel: _lax_conv(one[None], kernel, 1, padding)[0])(x, kernels)
+    columns = _columns(_pad(x, padding), size, *x.shape[1:3], 1)
+    return jnp.einsum("bijc,bcd->bijd", columns, kernels.reshape(len(x), -1, kernels.shape[4]))
+
+
 def upsample2x2(x: Float[Array, "b h w c"], kernel: Float[Array, "2 2 c d"]) -> Float[Array, "b 2*h 2*w d"]:
     """Doubles the size by a 2x2 transposed convolution of stride 2.
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ophjax.keys import at
-from ophjax.nets.conv import conv2d
+from ophjax.nets.conv import conv2d, conv_each
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -109,7 +109,7 @@ def random_network(
         size = jax.random.choice(at(key, "size", i), jnp.array([1, 3]))
         kernels = jax.random.normal(at(key, "kernel", i), shape) * _window(3, size)[None]
         shift = jax.random.normal(at(key, "shift", i), (len(x), 1, 1, shape[-1]))
-        x = jax.vmap(lambda one, kernel: conv2d(one[None], kernel)[0])(x, kernels) + shift
+        x = conv_each(x, kernels) + shift
         x = nn.leaky_relu(x, 0.01) if i < layers else x
     return x
 

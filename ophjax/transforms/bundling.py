@@ -1,4 +1,4 @@
-"""Fewer, larger leaves: an optimiser that treats all small parameters as one vector."""
+"""Optimisers over several networks: small parameters bundled into one vector, a rate of its own for a network."""
 
 from __future__ import annotations
 
@@ -52,3 +52,19 @@ def bundle(tx: optax.GradientTransformation, *, small: int = SMALL) -> optax.Gra
         return unpack(packed, updates), state
 
     return optax.GradientTransformation(init, update)
+
+
+def scale_networks(**rates: float) -> optax.GradientTransformation:
+    """Multiplies the updates of the networks named by their rates and leaves the others; chained behind an optimiser.
+
+    >>> import jax.numpy as jnp
+    >>> updates, _ = scale_networks(critic=0.5).update({"critic": jnp.ones(2), "net": jnp.ones(1)}, None)
+    >>> [float(updates["critic"][0]), float(updates["net"][0])]
+    [0.5, 1.0]
+    """
+
+    def scale(updates: Any, params: Any) -> Any:
+        del params
+        return updates | {name: optax.tree.scale(rate, updates[name]) for name, rate in rates.items()}
+
+    return optax.stateless(scale)

@@ -155,6 +155,27 @@ def test_images_without_a_mask_do_not_count(batch, start, frozen):
     assert float(found[0]["loss"]) == float(found[1]["loss"]) > 0
 
 
+@pytest.mark.parametrize("absent", ["mask", "mask_weight", "image"])
+def test_a_batch_that_lacks_something_is_no_accident(batch, start, whole, absent):
+    """Without any region, without any mask, of black images: losses and steps stay finite."""
+    after, logs = whole(start, rows=dict(batch) | {absent: jnp.zeros_like(batch[absent])})
+    assert all(np.isfinite(float(value)) for value in logs.values())
+    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(after.params))
+
+
+def test_the_synthesizers_own_rate(batch, start, whole):
+    """It scales their step and no other."""
+    (after, _), (slow, _) = whole(start), stepper(batch, synthesizer_rate=0.25)(start)
+    close(after.params["critic"], slow.params["critic"])
+    close(after.params["segmenter"], slow.params["segmenter"])
+
+    def moved(state):
+        return jax.tree.map(jnp.subtract, state.params["synthesizers"], start.params["synthesizers"])
+
+    for one, other in zip(jax.tree.leaves(moved(after)), jax.tree.leaves(moved(slow)), strict=True):
+        np.testing.assert_allclose(other, 0.25 * one, atol=2e-6)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

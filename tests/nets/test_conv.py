@@ -92,6 +92,16 @@ def test_depthwise_equals_lax(size: int) -> None:
     assert_equal(conv.depthwise2d, lambda x, k: reference(x, k, 1, size // 2, groups=5), x, kernel)
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_kernel_for_each_image_equals_lax(size: int) -> None:
+    x, kernels = normal(0, 4, 6, 5, 3), normal(1, 4, size, size, 3, 2)
+
+    def one_by_one(x: jax.Array, kernels: jax.Array) -> jax.Array:
+        return jnp.concatenate([reference(x[i : i + 1], kernels[i], 1, size // 2) for i in range(4)])
+
+    assert_equal(conv.conv_each, one_by_one, x, kernels)
+
+
 def test_upsampling_equals_lax_transposed_convolution() -> None:
     x, kernel = normal(0, 2, 3, 5, 4), normal(1, 2, 2, 4, 3)
 
