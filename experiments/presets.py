@@ -17,7 +17,7 @@ def preset(name: str, method: str, dataset: str | None = None) -> tuple[Any, Any
 
     ``paper`` leaves every default of the method as it is, on images of 256 x 256. ``demo`` is made for two CPU cores:
     a few minutes on the phantoms. ``smoke`` takes seconds and learns nothing. What a preset changes stands beside each
-    ``Config``, in dictionaries of its name. What a method asks of a data set stands in its ``NEEDS``, by the name of the
+    ``Config``, in dictionaries of its name. What a method asks of a data set stands in its ``NEEDS``, by name of the
     data set for all presets, and by name/preset for one.
 
     Raises:

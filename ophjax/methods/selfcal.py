@@ -1,10 +1,10 @@
 """Self-calibrated segmentation from many raters: ConM segments under an expertness map, DivM finds the map, in turns.
 
-Wu et al., "Learning self-calibrated optic disc and cup segmentation from multi-rater annotations", MICCAI 2022. On every
-batch the two run in recurrence, with one optimiser step for each round: ConM learns the raters' masks as DivM weighed
-them in the round before, DivM simulates the raters and learns weights whose fused label agrees with ConM. Inference
-needs no rater and starts from equal weights. The abstract and the released code could be read, the paper's text could
-not; the losses are the code's, corrected (BUILD_NOTES.md lists all departures).
+Wu et al., "Learning self-calibrated optic disc and cup segmentation from multi-rater annotations", MICCAI 2022. On
+every batch the two run in recurrence, with one optimiser step for each round: ConM learns the raters' masks as DivM
+weighed them in the round before, DivM simulates the raters and learns weights whose fused label agrees with ConM.
+Inference needs no rater and starts from equal weights. The abstract and the released code could be read, the paper's
+text could not; the losses are the code's, corrected (BUILD_NOTES.md lists all departures).
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ DATA = "phantoms"
 NEEDS: dict[str, dict[str, Any]] = {
     "phantoms": dict(raters=6, roles=("competent", "over-segmenting")),
     "phantoms/demo": dict(size=32),
-    "cells": dict(raters=True),
 }
 
 # Changes to Config: nets for two CPU cores, and for tests that learn nothing.
@@ -93,9 +92,9 @@ class Config:
     """ConM and DivM at the scale of the released code."""
 
     label: Literal["self", "mean", "vote", "random", "staple", "half-quadratic", "mrnet"] = "self"
-    """self: the recurrence. Baselines train ConM alone, under equal weights, on one label: the mean of the raters, their
-    majority vote, a rater drawn anew each time, STAPLE's posterior, or the half-quadratic fusion. mrnet: masks fused by
-    random weights, which the net is told (use condition vector)."""
+    """self: the recurrence. Baselines train ConM alone, under equal weights, on one label: the mean of the raters,
+    their majority vote, a rater drawn anew each time, STAPLE's posterior, or the half-quadratic fusion. mrnet: masks
+    fused by random weights, which the net is told (use condition vector)."""
     control: Literal["none", "literal-sign"] = "none"
     """Negative control: minimise SSIM, as the released code is written, instead of 1 - SSIM."""
 
@@ -173,9 +172,9 @@ class Config:
 
 def check(config: Config) -> None:
     """Raises InputError for settings that no net can be built or trained from."""
-    least = {name: (getattr(config, name.replace("-", "_")) >= 1, "at least 1") for name in (
-        "width", "decoder", "divm-width", "divm-heads", "divm-depth", "stride", "tokens", "train-rounds", "rounds", "steps",
-    )}  # fmt: skip
+    counted = ("width", "decoder", "divm-width", "divm-heads", "divm-depth", "stride", "tokens", "train-rounds",
+               "rounds", "steps")  # fmt: skip
+    least = {name: (getattr(config, name.replace("-", "_")) >= 1, "at least 1") for name in counted}
     rules = least | {
         "heads": (
             min(config.heads) >= 1 and all(2 * config.decoder % count == 0 for count in config.heads),
@@ -201,8 +200,8 @@ def check(config: Config) -> None:
     check_options(config, rules)
     if not config.raters:
         raise InputError(
-            "This method learns from the masks of several raters, but the data set names none. Choose one that has some: "
-            "--data phantoms --data.raters 6, --data cells, --data qubiq, --data riga, --data refuge7 or --data papila."
+            "This method learns from the masks of several raters, but the data set names none. Choose one that has "
+            "some: --data phantoms --data.raters 6, --data bubil, qubiq, riga, refuge7 or papila."
         )
 
 
@@ -246,16 +245,17 @@ def make(config: Config) -> Method:
 
     def judge(
         key: Key, params: Any, image: jax.Array, logits: jax.Array, present: jax.Array, *, train: bool
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Simulated masks (logits and probabilities) and weights, each [b, r, h, w, c]."""
+    ) -> tuple[jax.Array, jax.Array]:
+        """The raters' simulated masks and their weights, each [b, r, h, w, c]."""
         logits = jax.lax.stop_gradient(logits)
-        masks, trust = divm.apply(
+        found: Any = divm.apply(
             {"params": params["divm"]}, image, logits, train=train, rngs={"drop_path": at(key, "divm")}
         )
+        masks, trust = found
         probs = jax.nn.sigmoid(masks)
         if config.weighting == "ratio":
-            return masks, probs, agreement.ratio_weights(probs, present)
-        return masks, probs, agreement.softmax_weights(trust, present)
+            return probs, agreement.ratio_weights(probs, present)
+        return probs, agreement.softmax_weights(trust, present)
 
     def as_map(values: jax.Array) -> jax.Array:
         """[b, r, h, w, c] as channels of a map."""
@@ -283,10 +283,10 @@ def make(config: Config) -> Method:
     def one_round(key: Key, params: Any, extra: Any, batch: Batch) -> tuple[jax.Array, tuple[Any, Logs]]:
         told, label = extra[CARRIED]
         image, raters, present = unit(batch["image"]), batch["raters"].astype(jnp.float32), batch["rater_weight"]
-        logits, middle, stats = segment(key, params, extra["batch_stats"], image, told, train=True)
+        logits, _, stats = segment(key, params, extra["batch_stats"], image, told, train=True)
         probs = jax.nn.sigmoid(logits)
         fixed = jax.lax.stop_gradient(probs)
-        masks, simulated, weights = judge(key, params, image, logits, present, train=True)
+        simulated, weights = judge(key, params, image, logits, present, train=True)
         fused = agreement.fuse(raters, weights)
         order = jax.random.permutation(at(key, "order"), count)
         if config.loss == "bce_v0":
@@ -342,15 +342,11 @@ def make(config: Config) -> Method:
 
     def first(key: Key, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """What the first round of training is told, and the label it learns."""
-        raters, present = batch["raters"], batch["rater_weight"]
-        labels = {
-            "vote": lambda: fusion.majority_vote(raters, present),
-            "random": lambda: fusion.random_rater(at(key, "label"), raters, present, batch["index"]),
-            "staple": lambda: fusion.staple(raters, present),
-            "half-quadratic": lambda: fusion.half_quadratic(raters, present, temperature=config.fusion_temperature),
-        }
-        label = labels.get(config.label, lambda: fusion.mean_of_raters(raters, present))()
-        return equal(batch["image"]), label
+        kind = config.label if config.label in fusion.LABELS else "mean"
+        given = (batch["raters"], batch["rater_weight"], batch["index"])
+        return equal(batch["image"]), fusion.label(
+            at(key, "label"), kind, *given, temperature=config.fusion_temperature
+        )
 
     def learn(key: Key, state: TrainState, batch: Batch) -> tuple[TrainState, Logs]:
         batch = flip(at(key, "flip"), batch) if config.flip else batch
@@ -376,7 +372,7 @@ def make(config: Config) -> Method:
             told, kept = carry
             logits, _, _ = segment(key, state.params, stats, image, told, train=False)
             if recurrent:
-                _, simulated, weights = judge(key, state.params, image, logits, everyone, train=False)
+                simulated, weights = judge(key, state.params, image, logits, everyone, train=False)
                 told = condition(simulated, weights)
                 kept = jnp.where(number + 1 == config.rounds, weights, kept)
             probs = jax.nn.sigmoid(logits)
@@ -388,14 +384,9 @@ def make(config: Config) -> Method:
         (_, maps), probs = jax.lax.scan(one, (equal(image), empty), jnp.arange(last))
         if not recurrent:
             return {"mask_probs": probs[0]}
-        change = jnp.abs(probs[1:] - probs[:-1]).mean((2, 3, 4)).T
-        scored = jnp.stack([probs[number - 1] for number in config.scored_rounds], 1)
-        return {
-            "mask_probs": probs[config.rounds - 1],
-            "round_probs": scored,
-            "round_change": change,
-            "rater_maps": maps,
-        }
+        found = {"mask_probs": probs[config.rounds - 1], "rater_maps": maps}
+        found["round_probs"] = jnp.stack([probs[number - 1] for number in config.scored_rounds], 1)
+        return found | {"round_change": jnp.abs(probs[1:] - probs[:-1]).mean((2, 3, 4)).T}
 
     def metrics(outputs: Outputs, batch: Batch) -> Pairs:
         return scoring.rater_metrics(outputs, batch, config.regions, config.raters, config.scored_rounds)

@@ -1,4 +1,4 @@
-"""Scores of methods that learn from several raters: against their mean and the truth, round by round, rater by rater."""
+"""Scores of methods that learn from several raters: against their mean and the truth, by round and by rater."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ def rater_metrics(
       rounds: the k rounds.
 
     Returns:
-      Against the truth ``dice_R``, ``iou_R``, ``soft_dice_R``, ``soft_iou_R`` of each region, ``soft_dice`` their mean and
-      ``soft_dice_roundT``; against the mean of the raters (a tie at a threshold counts as marked) ``soft_dice_raters`` and
-      ``soft_iou_raters``. ``skill_NAME`` is a rater's Dice with the truth, ``weight_NAME`` the mean weight where the
-      raters who drew the image disagree. ``soft_dice_fused`` and ``soft_dice_mean`` compare the labels made by the weights
-      and by equal weights with the truth; ``disagreement_before`` and ``disagreement_after`` are sum y (1 - y) over the
-      area of y, y being that label: half the chance that two raters, drawn by the weights, differ.
+      Against the truth ``dice_R``, ``iou_R``, ``soft_dice_R``, ``soft_iou_R`` of each region, ``soft_dice`` their mean
+      and ``soft_dice_roundT``; against the mean of the raters (a tie at a threshold counts as marked)
+      ``soft_dice_raters`` and ``soft_iou_raters``. ``skill_NAME`` is a rater's Dice with the truth, ``weight_NAME`` the
+      mean weight where the raters who drew the image disagree. ``soft_dice_fused`` and ``soft_dice_mean`` compare the
+      labels made by the weights and by equal weights with the truth; ``disagreement_before`` and
+      ``disagreement_after`` are sum y (1 - y) over the area of y, y being the label by equal weights and by the
+      weights: half the chance that two raters, drawn by them, differ.
     """
     probs, mask = outputs["mask_probs"], batch["mask"].astype(jnp.float32)
     masks, present = batch["raters"].astype(jnp.float32), batch["rater_weight"]
@@ -94,8 +95,8 @@ def rater_scores(gathered: Mapping[str, np.ndarray], raters: Sequence[str]) -> d
     change = gathered.get("round_change", np.zeros((1, 0)))
     found |= {f"round_change{t + 2}": float(v) for t, v in enumerate(change.mean(0))}
     pairs = [(found.get(f"weight_{name}"), found.get(f"skill_{name}")) for name in raters]
-    known = np.array([one for one in pairs if None not in one], float)
-    if len(known) > 2 and np.ptp(known, axis=0).min() > 0:
-        ranks = known.argsort(0).argsort(0)
-        found["weight_skill"] = float(np.corrcoef(ranks.T)[0, 1])
+    known = np.array([one for one in pairs if None not in one], np.float64).reshape(-1, 2)
+    if len(known) > 2 and bool((np.ptp(known, axis=0) > 0).all()):
+        weights, skills = known.T.argsort(1).argsort(1)
+        found["weight_skill"] = float(np.corrcoef(weights, skills)[0, 1])
     return found

@@ -93,8 +93,7 @@ class ConM(nn.Module):
         if self.condition not in CONDITIONS:
             raise unknown("condition", self.condition, CONDITIONS)
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        kinds = {"depth": self.depth, "width": self.width, "stem_kind": self.stem_kind, "norm": self.norm}
-        encoder = ResNet(name="encoder", **kinds, **types)
+        encoder = ResNet(1, self.depth, self.width, self.stem_kind, self.norm, name="encoder", **types)
         height, width = x.shape[1:3]
         x, expertise = (pad_to_multiple(one, encoder.strides[4]) for one in (x, expertise))
         features = [encoder.stem(x, train=train)]
@@ -122,8 +121,8 @@ class ConM(nn.Module):
         if self.condition == "attention":
             stride = expertise.shape[1] // y.shape[1]
             asked = ExpertiseEmbed(channels, stride, name=f"embed{i + 1}", **types)(expertise)
-            settings = {"tokens": self.tokens, "ratio": self.ratio, "drop_path": self.drop_path}
-            return AttentionStage(self.heads[i], **settings, name=f"stage{i + 1}", **types)(asked, y, train=train)
+            settings = (None, self.tokens, self.ratio, self.drop_path)
+            return AttentionStage(self.heads[i], *settings, name=f"stage{i + 1}", **types)(asked, y, train=train)
         if self.condition == "concat":
             beside = pool_to(expertise, *y.shape[1:3]).astype(y.dtype)
             return nn.relu(Conv(channels, 1, name=f"mix{i + 1}", **types)(jnp.concatenate([y, beside], -1)))
@@ -143,8 +142,8 @@ class DivM(nn.Module):
     Returns float32 maps [b, raters, h, w, regions]: the logits of each rater's mask, and, where ``separate``, those of
     its expertness as well, which without it are the same.
 
-    Differs from the released code: all stages have weights of their own (it applies the second one twice), and a last 1x1
-    that begins at zero, so that all raters begin alike (spec, section (j), 4 and 6).
+    Differs from the released code: all stages have weights of their own (it applies the second one twice), and there is
+    a last 1x1 that begins at zero, so that all raters begin alike (spec, section (j), 4 and 6).
 
     Attributes:
       raters, regions: numbers of them.
@@ -182,10 +181,10 @@ class DivM(nn.Module):
         channels = self.raters * kinds * self.regions
         both = jnp.concatenate([x, logits], -1).astype(self.dtype)
         y = nn.avg_pool(both, (3, 3), (self.stride, self.stride), padding=((1, 1), (1, 1)))
-        settings = {"tokens": self.tokens, "ratio": self.ratio, "drop_path": self.drop_path}
+        settings = (self.tokens, self.ratio, self.drop_path)
         for i in range(self.depth - 1):
-            y = AttentionStage(self.heads, self.width, **settings, name=f"stage{i + 1}", **types)(y, train=train)
-        y = AttentionStage(self.raters, channels, **settings, name=f"stage{self.depth}", **types)(y, train=train)
+            y = AttentionStage(self.heads, self.width, *settings, name=f"stage{i + 1}", **types)(y, train=train)
+        y = AttentionStage(self.raters, channels, *settings, name=f"stage{self.depth}", **types)(y, train=train)
         y = nn.Dense(channels, kernel_init=nn.initializers.zeros, name="head", **types)(y).astype(jnp.float32)
         batch, height, width, _ = x.shape
         y = jax.image.resize(y, (batch, height, width, channels), "bilinear")

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
+from ophjax.errors import unknown
 from ophjax.keys import at
+
+LABELS = ("mean", "vote", "random", "staple", "half-quadratic")
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Num
@@ -72,7 +75,7 @@ def staple(raters: Num[Array, "b r h w c"], present: Num[Array, "b r"], *, round
 def half_quadratic(
     raters: Num[Array, "b r h w c"], present: Num[Array, "b r"], *, temperature: float = 0.005, rounds: int = 50
 ) -> Float[Array, "b h w c"]:
-    """Alternates w_i = softmax(-d_i / temperature) and y = sum_i w_i y_i from equal weights (``half_quadratic_path``)."""
+    """Alternates w_i = softmax(-d_i / temperature) and y = sum_i w_i y_i from equal weights, see the path below."""
     labels, _, _ = half_quadratic_path(raters, present, temperature=temperature, rounds=rounds)
     return labels
 
@@ -105,6 +108,25 @@ def half_quadratic_path(
 
     label, (weights, path) = jax.lax.scan(both, mean_of_raters(raters, present), None, length=rounds)
     return label, weights[-1], jnp.moveaxis(path, 0, 1).reshape(len(masks), -1)
+
+
+def label(
+    key: Key,
+    kind: str,
+    raters: Num[Array, "b r h w c"],
+    present: Num[Array, "b r"],
+    index: Int[Array, " b"],
+    *,
+    temperature: float,
+) -> Float[Array, "b h w c"]:
+    """Fuses by one of ``LABELS``; the key is for random, the temperature for half-quadratic."""
+    if kind not in LABELS:
+        raise unknown("label fusion", kind, LABELS)
+    if kind == "random":
+        return random_rater(key, raters, present, index)
+    if kind == "half-quadratic":
+        return half_quadratic(raters, present, temperature=temperature)
+    return {"mean": mean_of_raters, "vote": majority_vote, "staple": staple}[kind](raters, present)
 
 
 def softmax_present(logits: Float[Array, "b r"], present: Num[Array, "b r"]) -> Float[Array, "b r"]:
