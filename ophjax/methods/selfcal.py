@@ -47,7 +47,7 @@ NEEDS: dict[str, dict[str, Any]] = {
 
 # Changes to Config: nets for two CPU cores, and for tests that learn nothing.
 DEMO: dict[str, Any] = dict(
-    depth=10, width=16, decoder=8, heads=(4, 4, 2, 1), norm="group", tokens=8, divm_depth=2, drop_path=0.0,
+    depth=10, width=16, decoder=8, heads=(4, 4, 2, 1), norm="group", tokens=16, divm_depth=2, stride=2, drop_path=0.0,
     lr=2e-3, schedule="cosine", steps=250,
 )  # fmt: skip
 SMOKE: dict[str, Any] = dict(
@@ -122,7 +122,7 @@ class Config:
     stride: int = 4
     """Pixels of the image for each of DivM's positions."""
     tokens: int = 32
-    """Attention is over at most tokens x tokens averages of a map."""
+    """Attention is over at most tokens x tokens positions: windows of ConM's maps, averages of DivM's."""
     feed_forward_ratio: float = 0.5
     """Width of the feed-forward layers over that of the stages."""
     drop_path: float = 0.05

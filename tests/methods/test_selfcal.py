@@ -271,7 +271,7 @@ def test_parameters_at_the_papers_scale():
     for i, (below, skip) in enumerate(((512, 256), (256, 128), (256, 64), (256, 64))):
         block = 4 * below * 128 + 128 + skip * 128 + 128 + 2 * 256
         embed = 14 * 256 + 256 + 9 * 2 * 256 + 256
-        decoder += block + embed + stage(256, 256, 256, (8, 4, 2, 1)[i], min(16 * 2**i, 32) ** 2)
+        decoder += block + embed + stage(256, 256, 256, (8, 4, 2, 1)[i], (16 * 2**i) ** 2)
     assert trees.count(state.params["conm"]) == encoder + decoder
     inner = stage(5, 0, 16, 4, 1024) + 2 * stage(16, 0, 16, 4, 1024)
     assert trees.count(state.params["divm"]) == inner + stage(16, 0, 28, 7, 1024) + 28 * 28 + 28
