@@ -327,7 +327,7 @@ def make(config: Config) -> Method:
     def random_weights_round(key: Key, params: Any, extra: Any, batch: Batch) -> tuple[jax.Array, tuple[Any, Logs]]:
         """MRNet's three conditionings as one loss: equal weights 3, random ones 2, a single rater 1, of 6."""
         image, raters, present = unit(batch["image"]), batch["raters"].astype(jnp.float32), batch["rater_weight"]
-        draws = jax.random.exponential(at(key, "random"), (2, *present.shape)) * present
+        draws = jax.random.exponential(at(key, "random"), (2, *present.shape)) * present[None]
         single = jax.nn.one_hot(draws[1].argmax(1), count) * present
         value, stats = jnp.zeros(()), extra["batch_stats"]
         for name, share, drawn in (("equal", 3, present), ("random", 2, draws[0]), ("single", 1, single)):
