@@ -42,13 +42,13 @@ PAPER = {
 DATA = "phantoms"
 NEEDS: dict[str, dict[str, Any]] = {
     "phantoms": dict(raters=6, roles=("competent", "over-segmenting")),
-    "phantoms/demo": dict(size=32),
+    "phantoms/demo": dict(size=32, masks=200, val=50, test=200),
 }
 
 # Changes to Config: nets for two CPU cores, and for tests that learn nothing.
 DEMO: dict[str, Any] = dict(
-    depth=10, width=16, decoder=8, heads=(4, 4, 2, 1), norm="group", tokens=16, divm_depth=2, stride=2, drop_path=0.0,
-    lr=2e-3, schedule="cosine", steps=250,
+    depth=10, width=8, decoder=8, heads=(4, 4, 2, 1), norm="group", tokens=16, divm_depth=2, stride=2, drop_path=0.0,
+    lr=3e-3, schedule="cosine", steps=200,
 )  # fmt: skip
 SMOKE: dict[str, Any] = dict(
     depth=10, width=8, decoder=4, heads=(2, 2, 1, 1), norm="group", tokens=4, stride=8, divm_width=4, divm_heads=2,
@@ -56,7 +56,7 @@ SMOKE: dict[str, Any] = dict(
 )  # fmt: skip
 
 # Changes to the loop's configuration, by preset.
-TRAIN: dict[str, dict[str, Any]] = {}
+TRAIN: dict[str, dict[str, Any]] = {"demo": dict(batch_size=8)}
 
 # What a comparison runs beside the method itself: changes to Config, and the networks taken over from its run.
 VARIANTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
