@@ -224,12 +224,17 @@ def picture(
     )
 
 
-def overlay(name: str, heat: Float[Array, "h w"], *, ratio: float = 1.0, label: str = "") -> str:
-    """Lays a heat map over the image that ``picture`` drew under this name, the more opaque the hotter."""
+def overlay(
+    name: str, heat: Float[Array, "h w"], *, ratio: float = 1.0, label: str = "", top: float | None = None
+) -> str:
+    """Lays a heat map over the image that ``picture`` drew under this name, the more opaque the hotter.
+
+    ``top`` is the value of the hottest colour, by default the map's own greatest.
+    """
     import matplotlib
 
     heat = np.nan_to_num(np.asarray(heat, np.float64))
-    heat = heat / max(heat.max(), 1e-12)
+    heat = heat / max(heat.max() if top is None else top, 1e-12)
     # The dark end of the colours would hide the image just where nothing is to be seen.
     opacity = np.minimum(1.2 * heat, 0.75)
     colours = matplotlib.colormaps["inferno"](0.25 + 0.75 * heat, alpha=opacity, bytes=True)
