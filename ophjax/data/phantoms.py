@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -37,7 +38,6 @@ SMOKE: dict[str, Any] = dict(size=32, masks=16, labelled=16, val=16, test=16)
 
 LOW, HIGH = 0.50, 0.69
 
-# Rater r plays ROLES[r % 4] in every example.
 ROLES = ("competent", "over-segmenting", "decoy-following", "noisy")
 
 # Splits take their examples from ranges of indices that cannot meet.
@@ -62,7 +62,11 @@ class Config:
     test: int = 400
     """Test pictures."""
     raters: int = 0
-    """Human-like raters whose masks come with each example as ``raters``; the mask stays the truth."""
+    """Human-like raters whose masks come with each example as ``raters``; the mask stays the truth, for scores."""
+    roles: tuple[str, ...] = ROLES
+    """Roles that the raters play in turn, the same in every example, see ``rate``."""
+    missing: float = 0.0
+    """Share of the annotations left out (``rater_weight`` 0), by chance; of each example at least one stays."""
     cameras: tuple[str, ...] = tuple(fundus.CAMERAS)
     """Cameras the pictures are taken with. Other cameras leave scenes, masks and labels as they are."""
 
@@ -227,6 +231,15 @@ def rate(rng: np.random.Generator, role: str, scene: fundus.Scene) -> tuple[np.n
     return disc, np.minimum(cup, 0.96 * disc)
 
 
+def name_raters(roles: Sequence[str]) -> tuple[str, ...]:
+    """Names raters by their roles, those of one role numbered from 1.
+
+    >>> name_raters(["competent", "noisy", "competent"])
+    ('competent-1', 'noisy-1', 'competent-2')
+    """
+    return tuple(f"{role}-{list(roles[: r + 1]).count(role)}" for r, role in enumerate(roles))
+
+
 def _circle(scene: fundus.Scene) -> np.ndarray:
     """Gives the edge of the pale disc as a contour about the disc's centre."""
     x, y = scene.pallor.x - scene.centre[0], scene.pallor.y - scene.centre[1]
@@ -263,7 +276,7 @@ class Phantoms:
         return {**findings._asdict(), "camera": scene.camera, "eye": "left" if scene.temporal > 0 else "right"}
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        """Draws example ``i``: image, mask (disc, cup), label and, where the config asks, raters."""
+        """Draws example ``i``: image, mask (disc, cup), label and, where the config asks, raters and their weights."""
         index, config = self._index(i), self.config
         scene, findings = draw_scene(config.seed, index, config.cameras)
         grid = lay_grid(scene.centre, config.size)
@@ -274,9 +287,14 @@ class Phantoms:
         }
         if config.raters:
             contours = [
-                rate(stream(config.seed, index, "rater", r), ROLES[r % len(ROLES)], scene) for r in range(config.raters)
+                rate(stream(config.seed, index, "rater", r), config.roles[r % len(config.roles)], scene)
+                for r in range(config.raters)
             ]
-            example["raters"] = np.stack([fundus.draw_mask(grid, disc, cup) for disc, cup in contours])
+            there = stream(config.seed, index, "missing").random(config.raters) >= config.missing
+            there[index % config.raters] |= not there.any()
+            masks = [fundus.draw_mask(grid, disc, cup) for disc, cup in contours]
+            example["raters"] = np.stack(masks) * there.astype(np.uint8)[:, None, None, None]
+            example["rater_weight"] = there.astype(np.float32)
         return example
 
 
@@ -303,6 +321,14 @@ def make(config: Config) -> Dataset:
             f"The phantoms' seed is {config.seed} and their number of raters {config.raters}; neither "
             "may be negative. Set --data.seed and --data.raters to 0 or more."
         )
+    if not config.roles or not 0 <= config.missing < 1:
+        raise InputError(
+            f"The phantoms' raters have the roles {config.roles} and {config.missing} of their masks are missing. Name "
+            f"one or more of {', '.join(ROLES)} with --data.roles, and give --data.missing at least 0 and below 1."
+        )
+    for role in config.roles:
+        if role not in ROLES:
+            raise unknown("role of a rater", role, ROLES)
     if not config.cameras:
         raise InputError(f"No camera was given for the phantoms. Name one or more of: {', '.join(fundus.CAMERAS)}.")
     for camera in config.cameras:
@@ -319,4 +345,5 @@ def make(config: Config) -> Dataset:
         splits=splits,
         note=f"Drawn from seed {config.seed}: masks and train are prefixes of one range of indices, val and test "
         "come from ranges of their own.",
+        raters=name_raters([config.roles[r % len(config.roles)] for r in range(config.raters)]),
     )

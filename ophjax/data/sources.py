@@ -16,8 +16,13 @@ class Source(Protocol):
 
     An example holds ``image`` uint8 [h, w, 3] and, as the data set has regions or classes, ``mask`` uint8
     [h, w, c] of 0/1 with one channel for each region (regions may be nested) and ``label`` int32 [] the class, -1
-    where it is not known. It may hold ``raters`` uint8 [r, h, w, c], ``mask_weight`` float32 [], 0 where the mask
-    is not known and its zeros mean nothing, and ``domain`` int32 [], its place among the data set's domains.
+    where it is not known. It may hold ``mask_weight`` float32 [], 0 where the mask is not known and its zeros mean
+    nothing, and ``domain`` int32 [], its place among the data set's domains.
+
+    Where several raters drew masks it holds ``raters`` uint8 [r, h, w, c] of 0/1, in the order of ``Dataset.raters``,
+    and ``rater_weight`` float32 [r], 0 where a rater did not draw this image and the zeros mean nothing. Regions are
+    nested for every rater as they are in the mask. The mask is the truth, where there is one (drawn data), or what
+    the data set takes for it; methods that learn from raters use it for scores only.
 
     Attributes:
       names: one for each example, unique.
@@ -43,6 +48,7 @@ class Dataset(NamedTuple):
         ``test`` hold all domains.
       note: one sentence on how the split was made.
       domains: names of the domains 0, 1, ...: the source, then the targets.
+      raters: names of the raters 0, 1, ..., none where examples have no ``raters``.
     """
 
     name: str
@@ -51,6 +57,7 @@ class Dataset(NamedTuple):
     splits: dict[str, Source]
     note: str
     domains: tuple[str, ...] = ()
+    raters: tuple[str, ...] = ()
 
 
 class Arrays:

@@ -18,8 +18,8 @@ METHODS: dict[str, str] = {
 
 
 def fit_to(config: Any, data: Any) -> Any:
-    """Fills in what a method's configuration takes over from a data set: the names of regions, classes, domains."""
-    taken = {"regions", "classes", "domains"} & {field.name for field in dataclasses.fields(config)}
+    """Fills in what a method's configuration takes over from a data set: names of regions, classes, domains, raters."""
+    taken = {"regions", "classes", "domains", "raters"} & {field.name for field in dataclasses.fields(config)}
     return dataclasses.replace(config, **{name: getattr(data, name) for name in taken})
 
 

@@ -43,7 +43,7 @@ class AssistedResNet(nn.Module):
     scale_fusion: str = "sequential"
     block: str = "sea"
     encoder_query: str = "seg"
-    ratio: int = 3
+    ratio: float = 3
     drop_path: float = 0.05
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32

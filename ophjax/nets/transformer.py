@@ -129,7 +129,7 @@ class DropPath(nn.Module):
 class FeedForward(nn.Module):
     """LayerNorm, linear to ``ratio`` times the width, GELU, linear back."""
 
-    ratio: int = 3
+    ratio: float = 3
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -138,7 +138,7 @@ class FeedForward(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         width = x.shape[-1]
         x = nn.LayerNorm(epsilon=1e-5, name="norm", **types)(x)
-        x = nn.gelu(nn.Dense(self.ratio * width, name="expand", **types)(x), approximate=False)
+        x = nn.gelu(nn.Dense(max(1, round(self.ratio * width)), name="expand", **types)(x), approximate=False)
         return nn.Dense(width, name="contract", **types)(x)
 
 
@@ -182,7 +182,7 @@ class AttentionLayer(nn.Module):
     """``x' = x + DropPath(MHA(x, context))``, then ``x' + DropPath(FFN(x'))``; returns it and the attention."""
 
     heads: int
-    ratio: int = 3
+    ratio: float = 3
     drop_path: float = 0.05
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -208,7 +208,7 @@ class TokenExchange(nn.Module):
     heads: int
     block: str = "sea"
     encoder_query: str = "seg"
-    ratio: int = 3
+    ratio: float = 3
     drop_path: float = 0.05
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -258,7 +258,7 @@ class SeABlock(nn.Module):
     tokens: int = 16
     block: str = "sea"
     encoder_query: str = "seg"
-    ratio: int = 3
+    ratio: float = 3
     drop_path: float = 0.05
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -298,7 +298,7 @@ class SeAFusion(nn.Module):
     scale_fusion: str = "sequential"
     block: str = "sea"
     encoder_query: str = "seg"
-    ratio: int = 3
+    ratio: float = 3
     drop_path: float = 0.05
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32

@@ -63,6 +63,7 @@ def test_examples_keep_the_contract():
         "mask": ("uint8", (64, 64, 2)),
         "label": ("int32", ()),
         "raters": ("uint8", (5, 64, 64, 2)),
+        "rater_weight": ("float32", (5,)),
     }
     assert set(np.unique(example["mask"])) == {0, 1}
     assert set(np.unique(example["raters"])) == {0, 1}
@@ -86,6 +87,27 @@ def test_raters_do_not_depend_on_how_many_they_are():
     few, many = source(raters=2)[1], source(raters=6)[1]
     assert np.array_equal(few["raters"], many["raters"][:2])
     assert np.array_equal(few["image"], many["image"])
+    # The truth stays the truth whoever draws.
+    assert np.array_equal(few["mask"], source()[1]["mask"])
+
+
+def test_raters_are_named_by_their_roles():
+    data = phantoms.make(phantoms.Config(raters=5))
+    assert data.raters == ("competent-1", "over-segmenting-1", "decoy-following-1", "noisy-1", "competent-2")
+    two = phantoms.Config(raters=3, roles=("noisy", "competent"))
+    assert phantoms.make(two).raters == ("noisy-1", "competent-1", "noisy-2")
+    assert phantoms.make(phantoms.Config()).raters == ()
+
+
+def test_missing_raters_are_empty_and_say_so():
+    whole, part = source(raters=3), source(raters=3, missing=0.6)
+    weights = np.stack([part[i]["rater_weight"] for i in range(60)])
+    # 180 draws: a share of 0.4 within four standard errors, a little more since one always stays.
+    assert 0.3 < weights.mean() < 0.65 and (weights.max(1) == 1).all()
+    for i in range(3):
+        there = part[i]["rater_weight"].astype(np.uint8)[:, None, None, None]
+        assert np.array_equal(part[i]["raters"], whole[i]["raters"] * there)
+    assert (whole[0]["rater_weight"] == 1).all()
 
 
 def test_splits_share_nothing_but_the_training_pool():
@@ -286,6 +308,9 @@ def test_raters_play_their_roles():
         ({"test": 100_001}, "100001 phantoms .* --data.test"),
         ({"seed": -1}, "seed is -1"),
         ({"raters": -2}, "raters -2"),
+        ({"roles": ()}, "roles .* --data.roles"),
+        ({"roles": ("competent", "nosy")}, "Unknown role of a rater 'nosy'.*Did you mean 'noisy'"),
+        ({"missing": 1.0}, "1.0 of their masks"),
         ({"cameras": ()}, "No camera"),
         ({"cameras": ("clinic", "wram")}, "Unknown camera 'wram'.*Did you mean 'warm'"),
     ],
