@@ -18,6 +18,6 @@ def high_frequency_share(maps: Float[Array, "b h w r"], *, cut: float = 0.15) ->
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
     varying = maps - maps.mean((1, 2), keepdims=True)
     energy = jnp.square(jnp.abs(jnp.fft.fft2(varying, axes=(1, 2)))).sum(-1)
-    high = (energy * jnp.asarray(frequency > cut)).sum((1, 2))
+    high = (energy * jnp.asarray(frequency > cut)[None]).sum((1, 2))
     total = energy.sum((1, 2))
     return jnp.where(total > 1e-12, high / jnp.maximum(total, 1e-12), 0.0)

@@ -23,7 +23,7 @@ class ExpG(nn.Module):
     """The expertness generator: a coordinate network (CPPN) whose maps are smooth (diff spec, section (c)2).
 
     Coordinates in [-sqrt 3, sqrt 3]^2 pass through ``layers - 1`` pointwise layers, each followed by
-    a(h) = [atan(h) / 0.67, atan(h)^2 / 0.6], and a last one to the raters. That one begins at zero: all raters are equal.
+    a(h) = [atan(h) / 0.67, atan(h)^2 / 0.6], and a last one to the raters. That one begins at zero: all are equal.
 
     Attributes:
       raters: number of maps.
