@@ -9,6 +9,7 @@ diagnosis best; a coordinate network of that image makes the maps (ExpG). Stage 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -26,12 +27,13 @@ from ophjax.metrics import ranking, streaming
 from ophjax.metrics.rating import disputed_weights, rater_skill
 from ophjax.metrics.ratios import region_ratios
 from ophjax.metrics.spectrum import high_frequency_share
-from ophjax.nets.expertness import PARAMETRISATIONS
+from ophjax.nets.expertness import make_maps
 from ophjax.nets.resnet import ResNet
 from ophjax.nets.takegive import TakeAndGiveNet
 from ophjax.nets.unet import ResUNet
-from ophjax.transforms import fusion
+from ophjax.transforms import expertise
 from ophjax.transforms.bundling import bundle
+from ophjax.transforms.fusion import mean_of_raters, random_rater
 from ophjax.transforms.searching import search
 from ophjax.transforms.stepping import begin, descend
 from ophjax.trees import take_fitting
@@ -50,20 +52,21 @@ CAUTION = (
     "images, whose labels and raters it has never seen; train_* are sanity checks on training images."
 )
 
-# The data set where none is named, and what is asked of it whatever the preset: two raters who follow the cup, and
-# five who take the edge of the pale disc for it.
+# The data set where none is named, and what is asked of it: two raters who follow the cup, five who take the edge of the
+# pale disc for it.
 DATA = "phantoms"
 NEEDS: dict[str, dict[str, Any]] = {
-    "phantoms": dict(raters=7, roles=("competent", "competent", *("decoy-following",) * 5))
+    "phantoms": dict(raters=7, roles=("competent", "competent", *("decoy-following",) * 5)),
+    "phantoms/demo": dict(size=32),
 }
 
 # Changes to Config: a net for two CPU cores, and one for tests that learns nothing.
 DEMO: dict[str, Any] = dict(
-    diagnosis_depth=10, diagnosis_width=8, depth=10, width=8, decoder=8, tokens=8, diagnosis_lr=1e-3, lr=2e-3,
-    diagnosis_steps=200, steps=300,
+    hidden=12, diagnosis_depth=10, diagnosis_width=6, depth=10, width=8, decoder=8, tokens=8, diagnosis_lr=1e-3, lr=2e-3,
+    diagnosis_steps=160, steps=300,
 )  # fmt: skip
 SMOKE: dict[str, Any] = dict(
-    diagnosis_depth=10, diagnosis_width=4, depth=10, width=8, decoder=4, tokens=4, diagnosis_lr=1e-3, lr=1e-3,
+    hidden=4, diagnosis_depth=10, diagnosis_width=4, depth=10, width=8, decoder=4, tokens=4, diagnosis_lr=1e-3, lr=1e-3,
     diagnosis_steps=4, search_steps=4, steps=4,
 )  # fmt: skip
 
@@ -107,6 +110,8 @@ class Config:
 
     parametrisation: Literal["expg", "pixel", "fourier"] = "expg"
     """Of the expertness maps: a coordinate network, or, for ablation, a free number for each pixel or frequency."""
+    hidden: int = 24
+    """Width of the coordinate network's layers."""
     temperature: float = 1.0
     """Weights are softmax(temperature * sigmoid): one rater outweighs another at most exp(temperature) times."""
     objective: Literal["logit", "bce"] = "logit"
@@ -165,7 +170,7 @@ class Config:
 def check(config: Config) -> None:
     """Raises InputError for settings that no net can be built or trained from."""
     positive = ("temperature", "search_lr", "positive_weight", "diagnosis_lr", "clip", "lr", "eps")
-    counted = ("search_steps", "diagnosis_width", "width", "tokens", "steps", "examples")
+    counted = ("search_steps", "hidden", "diagnosis_width", "width", "tokens", "steps", "examples")
     rules = {name.replace("_", "-"): (getattr(config, name) > 0, "above 0") for name in positive}
     rules |= {name.replace("_", "-"): (getattr(config, name) >= 1, "at least 1") for name in counted}
     rules |= {
@@ -202,9 +207,12 @@ def make(config: Config) -> Method:
     classifiers = ("diagnosis", "unseen", "judge") if fuses else ("diagnosis", "judge")
     classifier = ResNet(1, config.diagnosis_depth, config.diagnosis_width, "small", config.norm, dtype=dtype)
     sizes: dict[str, Any] = dict(depth=config.depth, width=config.width, decoder=config.decoder, norm=config.norm)
-    attends: dict[str, Any] = dict(tokens=config.tokens, drop_path=config.drop_path)
-    attends |= dict(take=config.segmenter != "no-take", give=config.segmenter != "no-give")
-    unet, maps = config.segmenter == "unet", PARAMETRISATIONS[config.parametrisation]
+    attends: dict[str, Any] = dict(
+        take=config.segmenter != "no-take", give=config.segmenter != "no-give", tokens=config.tokens,
+        drop_path=config.drop_path,
+    )  # fmt: skip
+    unet = config.segmenter == "unet"
+    maps = functools.partial(make_maps, config.parametrisation, hidden=config.hidden)
     segmenter: Any = (ResUNet if unet else TakeAndGiveNet)(
         len(config.regions), **sizes, **({} if unet else attends), dtype=dtype
     )
@@ -228,14 +236,14 @@ def make(config: Config) -> Method:
     def weigh(own: Any, present: jax.Array, size: tuple[int, ...]) -> jax.Array:
         """Weights [h, w, r] of one image's raters."""
         raw: Any = maps(len(present)).apply({"params": own}, *size)
-        return fusion.expertness(raw, present, temperature=config.temperature)
+        return expertise.expertness(raw, present, temperature=config.temperature)
 
     def fuse_by(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """Fused masks [b, h, w, c] and weights [b, h, w, r] as they were found for the training images of a batch."""
-        masks, present = fusion.read_raters(batch)
+        masks, present = expertise.read_raters(batch)
         own = jax.tree.map(lambda leaf: leaf[batch["index"]], params["expertness"])
         weights = jax.vmap(lambda one, there: weigh(one, there, masks.shape[2:4]))(own, present)
-        return fusion.fuse(weights, masks), weights
+        return expertise.fuse(weights, masks), weights
 
     def labels_of(batch: Batch) -> tuple[jax.Array, jax.Array]:
         """Labels of 0 and 1, and whether they are known."""
@@ -246,13 +254,13 @@ def make(config: Config) -> Method:
 
     def learn_labels(key: Key, params: Any, extra: Any, batch: Batch) -> tuple[jax.Array, tuple[Any, Logs]]:
         """Each classifier by itself: the gradient takes the sum of their losses apart."""
-        masks, present = fusion.read_raters(batch)
-        mask, stats, (labels, known) = fusion.average(masks, present), extra["batch_stats"], labels_of(batch)
+        masks, present = expertise.read_raters(batch)
+        mask, stats, (labels, known) = mean_of_raters(masks, present), extra["batch_stats"], labels_of(batch)
         if config.diagnosis_mask == "convex":
-            mask = fusion.mix_raters(key, batch["index"], masks, present)
+            mask = expertise.mix_raters(key, batch["index"], masks, present)
         # The judge learns from the data set's own masks and labels, whatever the variant.
-        judged = (fusion.encode(batch["mask"])[..., None], batch["label"] == 1, known * batch["mask_weight"])
-        given = (jnp.concatenate([unit(batch["image"]), fusion.encode(mask)[..., None]], -1), labels, known)
+        judged = (expertise.encode(batch["mask"])[..., None], batch["label"] == 1, known * batch["mask_weight"])
+        given = (jnp.concatenate([unit(batch["image"]), expertise.encode(mask)[..., None]], -1), labels, known)
         loss, logs = jnp.zeros(()), {}
         for name in classifiers:
             seen, truth, weight = judged if name == "judge" else given
@@ -269,14 +277,14 @@ def make(config: Config) -> Method:
         """
         del key
         rows, size, image = batch["index"], batch["image"].shape[1:3], unit(batch["image"])
-        (masks, present), (labels, known) = fusion.read_raters(batch), labels_of(batch)
+        (masks, present), (labels, known) = expertise.read_raters(batch), labels_of(batch)
         sign = (2 * labels - 1) * known
 
         def one(start: Any, image: jax.Array, masks: jax.Array, present: jax.Array, sign: jax.Array) -> Any:
-            encoded = fusion.encode(masks)[..., None]
+            encoded = expertise.encode(masks)[..., None]
 
             def objective(own: Any) -> jax.Array:
-                fused = fusion.fuse(weigh(own, present, size), encoded)[..., 0]
+                fused = expertise.fuse(weigh(own, present, size), encoded)[..., 0]
                 gain = sign * diagnose(state, "diagnosis", image[None], fused[None])[0]
                 return jax.nn.softplus(-gain) if config.objective == "bce" else -gain
 
@@ -290,7 +298,7 @@ def make(config: Config) -> Method:
         table = jax.tree.map(lambda all, new: all.at[rows].set(new), state.params["expertness"], found)
         params = state.params | {"expertness": table}
         fused, weights = fuse_by(params, batch)
-        seen = [fusion.encode(mask) for mask in (fused, fusion.average(masks, present))]
+        seen = [expertise.encode(mask) for mask in (fused, mean_of_raters(masks, present))]
         noted = {}
         for name, net in (("gain", "diagnosis"), ("gain_unseen", "unseen")):
             after, before = (diagnose(state, net, image, mask) for mask in seen)
@@ -306,13 +314,13 @@ def make(config: Config) -> Method:
 
     def target_of(key: Key, params: Any, batch: Batch) -> jax.Array:
         """The regions that the segmenter is to draw, soft [b, h, w, c]."""
-        masks, present = fusion.read_raters(batch)
+        masks, present = expertise.read_raters(batch)
         if config.target == "truth":
-            return fusion.nest(batch["mask"])
+            return expertise.nest(batch["mask"])
         if config.target == "majority":
-            return fusion.average(masks, present)
+            return mean_of_raters(masks, present)
         if config.target == "random":
-            return fusion.choose_raters(key, batch["index"], masks, present)
+            return random_rater(key, masks, present, batch["index"])
         return fuse_by(params, batch)[0]
 
     def learn_masks(key: Key, params: Any, extra: Any, batch: Batch) -> tuple[jax.Array, tuple[Any, Logs]]:
@@ -320,7 +328,7 @@ def make(config: Config) -> Method:
         (logits, coarse), stats = run(segmenter, "segmenter", params, stats, unit(batch["image"]), key=key)
         logs = {"mask_loss": binary_cross_entropy(logits, target).mean()}
         if not unet:
-            logs["coarse_loss"] = binary_cross_entropy(coarse, fusion.encode(target)[..., None]).mean()
+            logs["coarse_loss"] = binary_cross_entropy(coarse, expertise.encode(target)[..., None]).mean()
         return jnp.stack([*logs.values()]).sum(), ({"batch_stats": stats}, logs)
 
     def begin_branch(key: Key, state: TrainState) -> TrainState:
@@ -335,7 +343,7 @@ def make(config: Config) -> Method:
         return state.replace(params=inherit(state.params), extra=state.extra | stats)
 
     def init(key: Key, batch: Batch) -> TrainState:
-        image, (masks, present) = unit(batch["image"]), fusion.read_raters(batch)
+        image, (masks, present) = unit(batch["image"]), expertise.read_raters(batch)
         raters, size = present.shape[1], image.shape[1:3]
         one = masks[:, 0, ..., :1]
         nets = {name: (classifier, jnp.concatenate([image, one], -1)) for name in classifiers}
@@ -361,9 +369,9 @@ def make(config: Config) -> Method:
         (logits, _), _ = run(segmenter, "segmenter", state.params, state.extra["batch_stats"], image)
         probs = jax.nn.sigmoid(logits)
         # The judge has seen sharp masks only, and gets them.
-        judged = diagnose(state, "judge", image, fusion.encode(probs > 0.5))
+        judged = diagnose(state, "judge", image, expertise.encode(probs > 0.5))
         outputs = {"mask_probs": probs, "probs": jax.nn.sigmoid(jnp.stack([-judged, judged], -1))}
-        outputs["image_and_mask"] = jax.nn.sigmoid(diagnose(state, "diagnosis", image, fusion.encode(probs)))
+        outputs["image_and_mask"] = jax.nn.sigmoid(diagnose(state, "diagnosis", image, expertise.encode(probs)))
         if fuses:  # what the search did on the training images, the same beside every image
             means = {f"train_{name}": value.mean(0) for name, value in state.extra["found"].items()}
             outputs |= {name: jnp.broadcast_to(mean, (len(image), *mean.shape)) for name, mean in means.items()}
@@ -385,8 +393,8 @@ def make(config: Config) -> Method:
     def export(key: Key, state: TrainState, batch: Batch) -> Outputs:
         del key
         fused, weights = fuse_by(state.params, batch)
-        vote = fusion.average(*fusion.read_raters(batch))
-        return {"majority": fusion.encode(vote), "dfgt": fusion.encode(fused), "expertness": weights}
+        vote = mean_of_raters(*expertise.read_raters(batch))
+        return {"majority": expertise.encode(vote), "dfgt": expertise.encode(fused), "expertness": weights}
 
     stages = []
     if config.diagnosis_steps:

@@ -55,12 +55,6 @@ def fuse(weights: Float[Array, "... h w r"], masks: Float[Array, "... r h w c"])
     return jnp.einsum("...hwr,...rhwc->...hwc", weights, masks)
 
 
-def average(masks: Float[Array, "... r h w c"], present: Num[Array, "... r"]) -> Float[Array, "... h w c"]:
-    """Averages the masks of the raters who are there: the soft majority vote."""
-    share = (present > 0) / jnp.maximum((present > 0).sum(-1, keepdims=True), 1)
-    return jnp.einsum("...r,...rhwc->...hwc", share.astype(jnp.float32), masks)
-
-
 def read_raters(batch: Batch) -> tuple[Float[Array, "b r h w c"], Float[Array, "b r"]]:
     """Reads the raters' nested masks, and who of them was there; without raters the data set's mask is the one."""
     if "raters" not in batch:
@@ -75,20 +69,9 @@ def mix_raters(
     """Averages the masks of half of the images with random shares, uniform over all convex combinations (Dirichlet),
     and those of the others equally. Drawn from the key and ``index`` alone, not from the row."""
 
-    def mix(i: Array, masks: Array, present: Array) -> Array:
-        shares = jax.random.exponential(at(key, "shares", i), present.shape) * (present > 0)
-        mixed = jnp.einsum("r,rhwc->hwc", shares / shares.sum(), masks)
-        return jnp.where(jax.random.bernoulli(at(key, "half", i)), mixed, average(masks, present))
+    def draw(i: Array, there: Array) -> Array:
+        equal = jax.random.bernoulli(at(key, "equal", i))
+        return there * jnp.where(equal, 1.0, jax.random.exponential(at(key, "shares", i), there.shape))
 
-    return jax.vmap(mix)(index, masks, present)
-
-
-def choose_raters(
-    key: Key, index: Int[Array, " b"], masks: Float[Array, "b r h w c"], present: Num[Array, "b r"]
-) -> Float[Array, "b h w c"]:
-    """Takes the masks of one of the raters who are there, each as likely as the others, from the key and ``index``."""
-
-    def choose(i: Array, masks: Array, present: Array) -> Array:
-        return masks[jax.random.categorical(at(key, "rater", i), jnp.where(present > 0, 0.0, -jnp.inf))]
-
-    return jax.vmap(choose)(index, masks, present)
+    shares = jax.vmap(draw)(index, present)
+    return jnp.einsum("br,brhwc->bhwc", shares / shares.sum(1, keepdims=True), masks)
