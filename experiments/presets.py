@@ -17,7 +17,8 @@ def preset(name: str, method: str, dataset: str | None = None) -> tuple[Any, Any
 
     ``paper`` leaves every default of the method as it is, on images of 256 x 256. ``demo`` is made for two CPU cores:
     a few minutes on the phantoms. ``smoke`` takes seconds and learns nothing. What a preset changes stands beside each
-    ``Config``, in dictionaries of its name; what a method asks of a data set whatever the preset, in its ``NEEDS``.
+    ``Config``, in dictionaries of its name. What a method asks of a data set stands in its ``NEEDS``, by name of the
+    data set for all presets, and by name/preset for one.
 
     Raises:
       InputError: unknown preset, method or data set.
@@ -36,6 +37,6 @@ def preset(name: str, method: str, dataset: str | None = None) -> tuple[Any, Any
         method_config = dataclasses.replace(method_config, **module.SMOKE)
         data_config = dataclasses.replace(data_config, **getattr(source, "SMOKE", {"size": 32}))
         train = dataclasses.replace(train, batch_size=8, eval_every=2, log_every=1)
-    needs = getattr(module, "NEEDS", {}).get(dataset or module.DATA, {})
-    data_config = dataclasses.replace(data_config, **needs)
+    needs, known = getattr(module, "NEEDS", {}), dataset or module.DATA
+    data_config = dataclasses.replace(data_config, **needs.get(known, {}) | needs.get(f"{known}/{name}", {}))
     return method_config, data_config, dataclasses.replace(train, **module.TRAIN.get(name, {}))

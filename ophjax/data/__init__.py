@@ -21,6 +21,8 @@ DATASETS: dict[str, str] = {
     "ddti": "ophjax.data.builders.ddti",
     "vessels": "ophjax.data.builders.vessels",
     "cells": "ophjax.data.builders.cells",
+    "bubil": "ophjax.data.builders.bubil",
+    "qubiq": "ophjax.data.builders.qubiq",
     "xrays": "ophjax.data.builders.xrays",
     "refuge": "ophjax.data.builders.refuge",
     "asoct": "ophjax.data.builders.asoct",

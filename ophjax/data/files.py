@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -199,13 +199,16 @@ def pair_masks(pictures: dict[str, Path], masks: dict[str, Path], *, suffix: str
     return pairs
 
 
-def read_rows(path: Path, *, needed: Sequence[str], bare: bool = False) -> list[dict[str, str]]:
+def read_rows(
+    path: Path, *, needed: Sequence[str], bare: bool = False, encoding: str = "utf-8-sig"
+) -> list[dict[str, str]]:
     """Reads a table separated by commas, semicolons or tabs.
 
     Args:
       path: the file.
       needed: columns that must be there.
       bare: the file has no header; its columns are the needed ones, in their order.
+      encoding: of the text.
 
     Returns:
       The rows that are not empty; keys in lower case, keys and values without surrounding blanks.
@@ -215,11 +218,12 @@ def read_rows(path: Path, *, needed: Sequence[str], bare: bool = False) -> list[
         the columns found.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding=encoding)
     except FileNotFoundError as error:
         raise InputError(f"There is no table {path}; it has the columns {', '.join(needed)}.") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"The table {path} is not UTF-8 text ({error}). Save it as CSV.") from error
+        kind = "UTF-8" if encoding == "utf-8-sig" else encoding
+        raise InputError(f"The table {path} is not {kind} text ({error}). Save it as CSV.") from error
     lines = text.splitlines()
     delimiter = max(",;\t", key=lines[0].count) if lines else ","
     try:
@@ -307,7 +311,7 @@ def assemble(
     if not records:
         raise InputError(f"Data set {name!r} has no examples under the given folder. Check --data.root.")
     _need_classes(f"Data set {name!r}", records, classes)
-    parts = _place(records, config)
+    parts = place(records, config)
     for part, chosen in parts.items():
         if not chosen:
             raise InputError(f"The {part} split of data set {name!r} is empty. Put examples into it.")
@@ -326,7 +330,7 @@ def assemble(
         )
     files = FileSource(records, size=config.size, code=code, crop=crop, slack=slack)
     source = Cached(files)
-    _decode_first(source, files.pixels)
+    decode_first(source, files.pixels)
     splits: dict[str, Source] = {part: Subset(source, chosen) for part, chosen in parts.items()}
     splits["masks"] = splits["train"] if len(masked) == len(parts["train"]) else Subset(source, masked)
     drawn = [part for part in ("val", "test") if all(record.part != part for record in records)]
@@ -342,7 +346,8 @@ def assemble(
     return Dataset(name, tuple(code.regions), tuple(classes), splits, note)
 
 
-def _place(records: Sequence[Record], config: FileConfig) -> dict[str, list[int]]:
+def place(records: Sequence[Any], config: FileConfig) -> dict[str, list[int]]:
+    """Says which examples (records with label, group and part) are in which split: as given, else drawn by seed."""
     parts: dict[str, list[int]] = {part: [] for part in PARTS}
     homes: dict[str, str] = {}
     for index, record in enumerate(records):
@@ -369,7 +374,7 @@ def _place(records: Sequence[Record], config: FileConfig) -> dict[str, list[int]
     return parts
 
 
-def _decode_first(source: Source, pixels: Sequence[int]) -> None:
+def decode_first(source: Source, pixels: Sequence[int]) -> None:
     """Decodes a small set whole and a large one in part, so that bad files show now and not at the test.
 
     What is decoded stays in the cache, where there is room: for a small set this is no extra work.

@@ -134,7 +134,7 @@ def read_nifti(path: Path) -> Float32[np.ndarray, "n h w"]:
     Raises:
       InputError: where nibabel is not installed, the file is missing or damaged, or holds no single volume.
     """
-    nibabel = _needed("nibabel")
+    nibabel = needed("nibabel")
     if not path.is_file():
         raise InputError(f"There is no file {path}. Check the folder given for it.")
     try:
@@ -170,7 +170,7 @@ def read_dicom(folder: Path) -> tuple[Float32[np.ndarray, "n h w"], list[str]]:
     Raises:
       InputError: where pydicom is not installed, there are no files, or one cannot be read or is of another size.
     """
-    pydicom = _needed("pydicom")
+    pydicom = needed("pydicom")
     paths = sorted(folder.glob("*.dcm")) if folder.is_dir() else []
     if not paths:
         raise InputError(f"There are no files *.dcm in {folder}. Check the folder given for it.")
@@ -193,7 +193,7 @@ def read_dicom(folder: Path) -> tuple[Float32[np.ndarray, "n h w"], list[str]]:
 _RESCALE = {"RescaleSlope": 1, "RescaleIntercept": 0}
 
 
-def _needed(package: str) -> Any:
+def needed(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:

@@ -36,10 +36,12 @@ def _ratio(above: Array, below: Array) -> Array:
 
 
 def _sizes(
-    probs: Array, target: Array, threshold: float
+    probs: Array, target: Array, threshold: float, inclusive: bool
 ) -> tuple[Float[Array, "b c"], Float[Array, "b c"], Float[Array, "b c"]]:
-    found: Bool[Array, "b h w c"] = probs.astype(jnp.float32) > threshold
-    truth: Bool[Array, "b h w c"] = target.astype(jnp.float32) > threshold
+    # A share of raters such as 3 / 10 is rounded: what lies that close to the threshold lies on it.
+    least = threshold - 1e-6 if inclusive else threshold
+    found: Bool[Array, "b h w c"] = probs.astype(jnp.float32) > least
+    truth: Bool[Array, "b h w c"] = target.astype(jnp.float32) > least
     # Pixels are counted as integers, which is exact.
     overlap, found_size, truth_size = (
         mask.sum((1, 2), dtype=jnp.int32).astype(jnp.float32) for mask in (found & truth, found, truth)
@@ -48,38 +50,43 @@ def _sizes(
 
 
 def dice(
-    probs: Float[Array, "b h w c"], target: Num[Array, "b h w c"], *, threshold: float = 0.5
+    probs: Float[Array, "b h w c"], target: Num[Array, "b h w c"], *, threshold: float = 0.5, inclusive: bool = False
 ) -> Float[Array, "b c"]:
     """Computes 2 |A and B| / (|A| + |B|) of each example and region, A the prediction, B the truth.
 
-    Both are cut at the threshold (strictly above it belongs to the region), which leaves a 0/1 truth as
-    it is. Both empty gives 1; one of the two empty gives 0.
+    Both are cut at the threshold (strictly above it belongs to the region, with ``inclusive`` the threshold itself
+    too), which leaves a 0/1 truth as it is. Both empty gives 1; one of the two empty gives 0.
     """
-    overlap, found, truth = _sizes(probs, target, threshold)
+    overlap, found, truth = _sizes(probs, target, threshold, inclusive)
     return _ratio(2.0 * overlap, found + truth)
 
 
 def iou(
-    probs: Float[Array, "b h w c"], target: Num[Array, "b h w c"], *, threshold: float = 0.5
+    probs: Float[Array, "b h w c"], target: Num[Array, "b h w c"], *, threshold: float = 0.5, inclusive: bool = False
 ) -> Float[Array, "b c"]:
     """Computes |A and B| / |A or B|, the Jaccard index; cut and empty regions as in ``dice``."""
-    overlap, found, truth = _sizes(probs, target, threshold)
+    overlap, found, truth = _sizes(probs, target, threshold, inclusive)
     return _ratio(overlap, found + truth - overlap)
 
 
-def soft_dice(probs: Float[Array, "b h w c"], target: Num[Array, "b h w c"]) -> Float[Array, "b c"]:
+def soft_dice(
+    probs: Float[Array, "b h w c"], target: Num[Array, "b h w c"], *, inclusive: bool = False
+) -> Float[Array, "b c"]:
     """Averages ``dice`` over the cuts 0.1, 0.3, 0.5, 0.7 and 0.9: the 'soft' Dice of multi-rater work.
 
-    A target that is a mean over raters is cut at the same thresholds. The published code adds 1e-4 to
+    A target that is a mean over raters is cut at the same thresholds; with an even number of raters 0.5 is a tie, which
+    ``inclusive`` counts as marked (MRNet's code does, MrPrism's does not). The published code adds 1e-4 to
     both sides of the fraction; here an empty region is handled exactly instead (as in ``dice``), which
     changes a score by less than 1e-4.
     """
-    return jnp.stack([dice(probs, target, threshold=cut) for cut in THRESHOLDS]).mean(0)
+    return jnp.stack([dice(probs, target, threshold=cut, inclusive=inclusive) for cut in THRESHOLDS]).mean(0)
 
 
-def soft_iou(probs: Float[Array, "b h w c"], target: Num[Array, "b h w c"]) -> Float[Array, "b c"]:
+def soft_iou(
+    probs: Float[Array, "b h w c"], target: Num[Array, "b h w c"], *, inclusive: bool = False
+) -> Float[Array, "b c"]:
     """Averages ``iou`` over the cuts 0.1, 0.3, 0.5, 0.7 and 0.9, as ``soft_dice`` does."""
-    return jnp.stack([iou(probs, target, threshold=cut) for cut in THRESHOLDS]).mean(0)
+    return jnp.stack([iou(probs, target, threshold=cut, inclusive=inclusive) for cut in THRESHOLDS]).mean(0)
 
 
 def region_metrics(
