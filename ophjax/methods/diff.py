@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from ophjax.data.augment import unit
@@ -23,8 +21,8 @@ from ophjax.errors import InputError, check_options
 from ophjax.keys import at
 from ophjax.losses.classification import sigmoid_cross_entropy
 from ophjax.losses.segmentation import binary_cross_entropy
-from ophjax.metrics import ranking, streaming
-from ophjax.metrics.rating import disputed_weights, rater_skill
+from ophjax.metrics import streaming
+from ophjax.metrics.rating import disputed_weights, rater_skill, serving_scores
 from ophjax.metrics.ratios import region_ratios
 from ophjax.metrics.spectrum import high_frequency_share
 from ophjax.nets.expertness import make_maps
@@ -52,8 +50,7 @@ CAUTION = (
     "images, whose labels and raters it has never seen; train_* are sanity checks on training images."
 )
 
-# The data set where none is named, and what is asked of it: two raters who follow the cup, five who take the edge of the
-# pale disc for it.
+# The data set where none is named, and what is asked of it: two raters follow the cup, five the edge of the pale disc.
 DATA = "phantoms"
 NEEDS: dict[str, dict[str, Any]] = {
     "phantoms": dict(raters=7, roles=("competent", "competent", *("decoy-following",) * 5)),
@@ -62,8 +59,8 @@ NEEDS: dict[str, dict[str, Any]] = {
 
 # Changes to Config: a net for two CPU cores, and one for tests that learns nothing.
 DEMO: dict[str, Any] = dict(
-    hidden=12, diagnosis_depth=10, diagnosis_width=6, depth=10, width=8, decoder=8, tokens=8, diagnosis_lr=1e-3, lr=2e-3,
-    diagnosis_steps=160, steps=300,
+    hidden=12, diagnosis_depth=10, diagnosis_width=6, depth=10, width=8, decoder=8, tokens=8,
+    diagnosis_lr=1e-3, diagnosis_steps=160, lr=2e-3, steps=300,
 )  # fmt: skip
 SMOKE: dict[str, Any] = dict(
     hidden=4, diagnosis_depth=10, diagnosis_width=4, depth=10, width=8, decoder=4, tokens=4, diagnosis_lr=1e-3, lr=1e-3,
@@ -165,6 +162,8 @@ class Config:
     """Names of the mask's channels, each within the one before; filled in from the data set."""
     classes: tuple[str, ...] = ("healthy", "glaucoma")
     """Names of the classes; filled in from the data set."""
+    raters: tuple[str, ...] = ()
+    """Names of the raters; filled in from the data set."""
 
 
 def check(config: Config) -> None:
@@ -381,15 +380,6 @@ def make(config: Config) -> Method:
         weight = batch["weight"] * batch["mask_weight"]
         return streaming.region_metrics(outputs["mask_probs"], batch["mask"], config.regions, weight=weight)
 
-    def scores(gathered: Mapping[str, np.ndarray]) -> dict[str, float]:
-        found: dict[str, float] = {}
-        for name in ("cdr", "vertical_cdr", "image_and_mask"):
-            ranked = ranking.classification_scores(gathered[name], gathered["label"])
-            found |= {f"{name}_{score}": value for score, value in ranked.items() if score.startswith("auc")}
-        found |= ranking.classification_scores(gathered["probs"], gathered["label"])
-        found |= ranking.mean_scores({k: v for k, v in gathered.items() if k.startswith(("dice", "iou", "soft"))})
-        return found | {k: float(v.mean()) for k, v in gathered.items() if k.startswith("train_") and v.ndim == 1}
-
     def export(key: Key, state: TrainState, batch: Batch) -> Outputs:
         del key
         fused, weights = fuse_by(state.params, batch)
@@ -405,4 +395,5 @@ def make(config: Config) -> Method:
     learn = descend(learn_masks, segmenter_tx, trains=("segmenter",), slot="segmenter")
     enter = begin_branch if config.inherit and not unet and config.segmenter != "no-take" else keep
     stages.append(Stage("segmentation", config.steps, learn, "train", ("segmenter",), enter=enter))
+    scores = functools.partial(serving_scores, raters=config.raters)
     return Method(init, tuple(stages), predict, metrics, scores, watch="cdr_auc", export=export if fuses else None)
