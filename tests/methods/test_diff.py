@@ -98,7 +98,7 @@ def test_a_single_rater(batch):
 
 
 def test_the_order_of_the_raters(start, found, batch):
-    """Check 3: permuted raters with permuted columns of the last layer give the same DF-GT, before and after a search."""
+    """Check 3: permuted raters with permuted columns of the last layer give the same DF-GT, also after a search."""
     order = np.array([3, 0, 6, 1, 2, 5, 4])
     turned = dict(batch) | {name: batch[name][:, order] for name in ("raters", "rater_weight")}
     after, _ = found
