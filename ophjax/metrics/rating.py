@@ -43,7 +43,8 @@ def serving_scores(gathered: Mapping[str, np.ndarray], raters: Sequence[str]) ->
 
     Returns:
       ``cdr_auc``, ``vertical_cdr_auc``, ``image_and_mask_auc``, the scores of ``probs`` and the mean overlaps, all with
-      intervals; the means of ``train_NAME``; and for each rater ``weight_RATER`` and ``skill_RATER``.
+      intervals; the means of ``train_NAME``; for each rater ``weight_RATER`` and ``skill_RATER``, and of three or more
+      ``weight_skill``, Spearman's correlation of the two.
     """
     found: dict[str, float] = {}
     for name in ("cdr", "vertical_cdr", "image_and_mask"):
@@ -52,7 +53,11 @@ def serving_scores(gathered: Mapping[str, np.ndarray], raters: Sequence[str]) ->
     found |= ranking.classification_scores(gathered["probs"], gathered["label"])
     found |= ranking.mean_scores({k: v for k, v in gathered.items() if k.startswith(("dice_", "iou_", "soft_"))})
     found |= {k: float(v.mean()) for k, v in gathered.items() if k.startswith("train_") and v.ndim == 1}
-    for kind, name in (("weight", "train_weights"), ("skill", "train_skill")):
-        means = gathered[name].mean(0) if name in gathered else ()
-        found |= {f"{kind}_{rater}": float(mean) for rater, mean in zip(raters, means, strict=False)}
+    if "train_weights" in gathered:
+        means = {kind: gathered[f"train_{name}"].mean(0) for kind, name in (("weight", "weights"), ("skill", "skill"))}
+        for kind, values in means.items():
+            found |= {f"{kind}_{rater}": float(value) for rater, value in zip(raters, values, strict=False)}
+        if len(raters) > 2:
+            ranks = [values.argsort().argsort() for values in means.values()]
+            found["weight_skill"] = float(np.corrcoef(ranks)[0, 1])
     return found
