@@ -3,7 +3,8 @@
 Prints, for each stage, the compile time, the step time with a batch that lies on the device, the images per second
 the pipeline delivers alone (first epoch, and from the cache), their ratio, and the peak memory of the process.
 With --variants the last stage's step is timed in turns with that of other variants of the method; with
---convolutions the library's convolutions are timed in turns with plain lax.
+--convolutions the library's convolutions are timed in turns with plain lax; with --dfgt DiFF's search for many images
+in one program is timed against Python loops over the images.
 """
 
 import argparse
@@ -34,6 +35,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=30, help="timed steps of each stage")
     parser.add_argument("--variants", nargs="+", default=[], metavar="NAME", help="variants to time beside the method")
     parser.add_argument("--convolutions", action="store_true", help="time convolutions instead of a method")
+    parser.add_argument("--dfgt", type=int, metavar="IMAGES", help="time DiFF's search for so many images instead")
+    parser.add_argument("--size", type=int, default=256, help="with --dfgt: side of the images")
     parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
     return parser.parse_args(argv)
 
@@ -198,14 +201,87 @@ def convolutions(times: int) -> dict[str, float]:
     return found
 
 
+def search_rates(images: int, size: int, preset: str, times: int) -> dict[str, float]:
+    """Times DF-GT for images with 7 raters: all in one vmapped program, and by Python loops over the images.
+
+    The loops run what is compiled for one image: its whole search, or a single step of it, as the released code calls
+    it. They go over ``times`` images and are scaled up to all.
+
+    Returns:
+      Seconds for all images: ``together``, ``loop_of_searches``, ``loop_of_steps``, without the compiling.
+    """
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from ophjax.nets.expertness import make_maps
+    from ophjax.nets.resnet import ResNet
+    from ophjax.transforms.expertise import expertness, fuse
+    from ophjax.transforms.searching import search
+
+    config, _, _ = presets.preset(preset, "diff")
+    net = ResNet(1, config.diagnosis_depth, config.diagnosis_width, "small")
+    maps, tx = make_maps("expg", 7, hidden=config.hidden), optax.adam(config.search_lr)
+    keys = jax.random.split(jax.random.key(0), images)
+    image = jax.random.uniform(jax.random.key(1), (images, size, size, 3))
+    encoded = jax.random.randint(jax.random.key(2), (images, 7, size, size, 1), 0, 3) / 2
+    theta = jax.jit(lambda seen: net.init(jax.random.key(3), seen, train=False))(jnp.zeros((1, size, size, 4)))
+    start = jax.jit(jax.vmap(lambda key: maps.init(key, size, size)["params"]))(keys)
+
+    def objective(own: Any, image: Any, encoded: Any) -> Any:
+        raw: Any = maps.apply({"params": own}, size, size)
+        seen = jnp.concatenate([image, fuse(expertness(raw, jnp.ones(7)), encoded)], -1)
+        logits: Any = net.apply(theta, seen[None], train=False)
+        return -logits[0, 0]
+
+    def whole(own: Any, image: Any, encoded: Any) -> Any:
+        return search(lambda own: objective(own, image, encoded), tx, own, steps=config.search_steps)[0]
+
+    def once(own: Any, state: Any, image: Any, encoded: Any) -> Any:
+        updates, state = tx.update(jax.grad(objective)(own, image, encoded), state, own)
+        return optax.apply_updates(own, updates), state
+
+    all_at_once, alone, step = jax.jit(jax.vmap(whole)), jax.jit(whole), jax.jit(once)
+    chosen = [jax.tree.map(lambda leaf, i=i: leaf[i], (start, image, encoded)) for i in range(min(times, images))]
+
+    def loop_of_steps() -> None:
+        for own, picture, masks in chosen:
+            state = tx.init(own)
+            for _ in range(config.search_steps):
+                own, state = step(own, state, picture, masks)
+            jax.block_until_ready(own)
+
+    def loop_of_searches() -> None:
+        for one in chosen:
+            jax.block_until_ready(alone(*one))
+
+    found = {}
+    for name, run, scale in (
+        ("together", lambda: jax.block_until_ready(all_at_once(start, image, encoded)), 1.0),
+        ("loop_of_searches", loop_of_searches, images / len(chosen)),
+        ("loop_of_steps", loop_of_steps, images / len(chosen)),
+    ):
+        run()
+        begun = time.perf_counter()
+        run()
+        found[name] = scale * (time.perf_counter() - begun)
+    return found
+
+
 def main() -> int:
     """Prints the measurements."""
     options = arguments(sys.argv[1:])
+    found: dict
     host.cache_programs()
     host.keep_memory()
-    if options.convolutions:
+    if options.dfgt:
+        found = search_rates(options.dfgt, options.size, options.preset, min(options.steps, options.dfgt))
+        print(f"DF-GT for {options.dfgt} images of {options.size} x {options.size}, 7 raters, preset {options.preset}:")
+        for name, seconds in found.items():
+            print(f"  {name:18} {seconds:8.1f} s, {seconds / found['together']:.2f} times as long as together")
+    elif options.convolutions:
         print("Forward pass and both gradients, ours over lax:")
-        found: dict = convolutions(options.steps)
+        found = convolutions(options.steps)
     else:
         try:
             found = measure(options)

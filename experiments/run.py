@@ -143,6 +143,7 @@ def run(argv: list[str]) -> int:
         "classes": list(data.classes),
         "domains": list(data.domains),
         "raters": list(data.raters),
+        "caution": getattr(methods.load(chosen.method), "CAUTION", ""),
         "splits": {name: len(source) for name, source in data.splits.items()},
     }
     if options.start_from and not (folder / "metrics.jsonl").exists():  # a new run: refused before it has a folder

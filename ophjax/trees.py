@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 Tree = Any
 
@@ -24,6 +25,14 @@ def map_named(function: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
 def named_leaves(tree: Tree) -> dict[str, Any]:
     """Lists a tree as ``{path: leaf}`` in tree order."""
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def take_fitting(tree: Tree, other: Tree) -> Tree:
+    """Replaces the leaves of nested dictionaries by those of another at the same path, where it has one of the same
+    shape. What is taken is copied: a step that gives its state's memory away may hold both."""
+    if isinstance(tree, Mapping):
+        return {name: take_fitting(leaf, other[name]) if name in other else leaf for name, leaf in tree.items()}
+    return jnp.copy(other) if tree.shape == other.shape else tree
 
 
 def count(tree: Tree) -> int:

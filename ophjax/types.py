@@ -49,12 +49,14 @@ class Stage(NamedTuple):
 
     Attributes:
       name: shown in logs and used to derive random keys, unique within the method.
-      steps: number of batches.
+      steps: number of batches; 0 with ``passes``.
       step: the compiled unit.
       data: name of the data stream whose batches it takes (a split of the data set).
       trains: names of the networks that it changes; the others stay as they are, bit for bit.
       balanced: whether the classes take turns in the batches, however rare one of them is.
       enter: run once before the first step; not run when a run resumes inside the stage.
+      passes: passes over the stream instead of a number of batches: the loop, which knows the batch size, makes as many
+        steps of it as reach every example so often.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Stage(NamedTuple):
     trains: tuple[str, ...]
     balanced: bool = False
     enter: Callable[[Key, TrainState], TrainState] = keep
+    passes: int = 0
 
 
 class Method(NamedTuple):
@@ -79,6 +82,8 @@ class Method(NamedTuple):
         holds, as NumPy arrays without padding rows, every output and batch entry of rank at most 2 and
         every metric as value / count.
       watch: the score by which the best checkpoint is kept, larger being better.
+      export: ``export(key, state, batch) -> {name: array [b, h, w] or [b, h, w, r], in [0, 1]}``: maps that a run
+        leaves as pictures of every training image (split ``train``); None where there are none.
     """
 
     init: Callable[[Key, Batch], TrainState]
@@ -87,3 +92,4 @@ class Method(NamedTuple):
     metrics: Callable[[Outputs, Batch], Pairs]
     scores: Callable[[Mapping[str, np.ndarray]], dict[str, float]]
     watch: str
+    export: Callable[[Key, TrainState, Batch], Outputs] | None = None

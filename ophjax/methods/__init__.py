@@ -14,14 +14,19 @@ METHODS: dict[str, str] = {
     "fccl": "ophjax.methods.fccl",
     "m2dan": "ophjax.methods.m2dan",
     "ads": "ophjax.methods.ads",
+    "diff": "ophjax.methods.diff",
     "selfcal": "ophjax.methods.selfcal",
 }
 
 
 def fit_to(config: Any, data: Any) -> Any:
-    """Fills in what a method's configuration takes over from a data set: names of regions, classes, domains, raters."""
+    """Fills in what a method's configuration takes over from a data set: names of regions, classes, domains, raters;
+    number of training examples."""
     taken = {"regions", "classes", "domains", "raters"} & {field.name for field in dataclasses.fields(config)}
-    return dataclasses.replace(config, **{name: getattr(data, name) for name in taken})
+    changes = {name: getattr(data, name) for name in taken}
+    if hasattr(config, "examples"):
+        changes["examples"] = len(data.splits.get("train", ())) or config.examples
+    return dataclasses.replace(config, **changes)
 
 
 def load(name: str) -> ModuleType:

@@ -34,7 +34,7 @@ def estimate(method: Method, data: Dataset, config: loop.Config) -> dict[str, An
         if name.startswith("params") and any(where.spec)
     }
     stages: list[dict[str, Any]] = []
-    for stage in method.stages:
+    for stage in loop.count_steps(method, data, config).stages:
         step = loop.compile_step(stage, mesh, shardings).lower(key, state, batch).compile()
         cost, memory = step.cost_analysis(), step.memory_analysis()
         traced = jax.make_jaxpr(stage.step)(key, state, batch)

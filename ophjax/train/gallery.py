@@ -63,17 +63,56 @@ def attention(run: Run) -> str:
         # Heat is read off its colour, so the image under it is grey.
         grey = np.round(image[..., :3] @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
         plain = picture(data_uri(grey), f"grey{i}", ratio=ratio, label="image")
-        cells = f"<figure>{plain}<figcaption>image</figcaption></figure>"
+        cells = _cell(plain, "image")
         for number, heat in enumerate(samples["attention"][i][:MAPS]):
             name = names[number] if number < len(names) else f"map {number + 1}"
             drawn = overlay(f"grey{i}", heat, ratio=ratio, label=f"attention, {name}")
-            cells += f"<figure>{drawn}<figcaption>{html.escape(name)}</figcaption></figure>"
+            cells += _cell(drawn, html.escape(name))
         words = " · ".join(caption(run, i))
         rows += f'<p class="caption">{words}</p><div class="maps">{cells}</div>'
     return (
         '<p class="note">Where the network looks: grey is no attention, yellow the most within the map (each map'
         f" has a scale of its own).</p>{rows}"
     )
+
+
+def exported(run: Run) -> str:
+    """Builds the maps that the method exports of training images (``Method.export``); empty where there are none."""
+    samples = run.samples
+    names = [name.removeprefix("map_") for name in samples if name.startswith("map_")]
+    if not names or "train_image" not in samples:
+        return ""
+    raters = [str(name) for name in run.config.get("raters", [])]
+    rows = ""
+    for i, image in enumerate(samples["train_image"][:ATTENTION]):
+        ratio = image.shape[1] / image.shape[0]
+        cells = _cell(picture(data_uri(image), f"train{i}", ratio=ratio, label="image"), "image")
+        for name in names:
+            found = np.asarray(samples[f"map_{name}"][i], np.float64)
+            if found.ndim == 2:
+                grey = np.round(255 * np.clip(found, 0, 1)).astype(np.uint8)
+                cells += _cell(picture(data_uri(grey), f"train{i}{name}", ratio=ratio, label=name), name)
+                continue
+            # One scale for all maps of an image: it is their difference that counts.
+            low, high = found.min(), found.max()
+            for r in range(min(found.shape[2], MAPS)):
+                label = raters[r] if r < len(raters) else f"{name} {r + 1}"
+                heat = (found[..., r] - low) / max(high - low, 1e-12)
+                drawn = overlay(f"train{i}", heat, ratio=ratio, label=f"{name}, {label}", top=1.0, full=True)
+                cells += _cell(drawn, f"{html.escape(label)}<br>{found[..., r].mean():.3f}")
+        words = html.escape(str(samples["train_name"][i])) if "train_name" in samples else ""
+        classes = [str(name) for name in run.config.get("classes", [])]
+        if "train_label" in samples and 0 <= int(samples["train_label"][i]) < len(classes):
+            words += f" · label <b>{html.escape(classes[int(samples['train_label'][i])])}</b>"
+        rows += f'<p class="caption">{words}</p><div class="maps">{cells}</div>'
+    return (
+        '<p class="note">Training images, whose labels went into these maps. Weights from the least (dark) to the'
+        f" greatest (yellow) of an image, with their mean; all are in the run's folder maps/.</p>{rows}"
+    )
+
+
+def _cell(drawn: str, caption: str) -> str:
+    return f"<figure>{drawn}<figcaption>{caption}</figcaption></figure>"
 
 
 def probabilities(samples: Mapping[str, Array]) -> Array | None:
@@ -225,18 +264,25 @@ def picture(
 
 
 def overlay(
-    name: str, heat: Float[Array, "h w"], *, ratio: float = 1.0, label: str = "", top: float | None = None
+    name: str,
+    heat: Float[Array, "h w"],
+    *,
+    ratio: float = 1.0,
+    label: str = "",
+    top: float | None = None,
+    full: bool = False,
 ) -> str:
     """Lays a heat map over the image that ``picture`` drew under this name, the more opaque the hotter.
 
-    ``top`` is the value of the hottest colour, by default the map's own greatest.
+    ``top`` is the value of the hottest colour, by default the map's own greatest. With ``full`` the map hides the image
+    evenly.
     """
     import matplotlib
 
     heat = np.nan_to_num(np.asarray(heat, np.float64))
     heat = heat / max(heat.max() if top is None else top, 1e-12)
     # The dark end of the colours would hide the image just where nothing is to be seen.
-    opacity = np.minimum(1.2 * heat, 0.75)
+    opacity = np.full_like(heat, 0.85) if full else np.minimum(1.2 * heat, 0.75)
     colours = matplotlib.colormaps["inferno"](0.25 + 0.75 * heat, alpha=opacity, bytes=True)
     return (
         f'{_box(ratio, label)}<use href="#{name}"/><image href="{data_uri(colours, limit=48)}" width="100"'

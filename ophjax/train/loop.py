@@ -106,6 +106,7 @@ def fit(
     """
     mesh = meshes.make_mesh(model=config.model_parallel)
     meshes.connect(mesh)
+    method = count_steps(method, data, config)
     root = at(jax.random.key(config.seed), "train")
     # Shapes first: whatever does not fit is found before memory is used.
     batch = batch_spec(data, config, mesh)
@@ -231,6 +232,18 @@ def compile_init(method: Method, batch: Batch, shardings: Any) -> Callable[[Key]
         return method.init(key, {name: jnp.zeros(spec.shape, spec.dtype) for name, spec in batch.items()})
 
     return jax.jit(init, out_shardings=shardings, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def count_steps(method: Method, data: Dataset, config: Config) -> Method:
+    """Gives stages that are counted in passes over their data their number of steps."""
+    return method._replace(
+        stages=tuple(
+            stage._replace(steps=stage.passes * -(-len(require(data, stage.data)) // config.batch_size))
+            if stage.passes
+            else stage
+            for stage in method.stages
+        )
+    )
 
 
 def abstract_state(method: Method, data: Dataset, config: Config) -> TrainState:

@@ -17,6 +17,12 @@ from ophjax.train.runfolder import write_whole
 from ophjax.train.style import LIGHT, STYLE
 
 MEANINGS = {
+    "cdr_auc": (
+        "AUC of the cup-to-disc area",
+        "AUC of the ratio of areas, last region over first, in the drawn masks alone",
+    ),
+    "vertical_cdr_auc": ("AUC of the vertical cup-to-disc ratio", "the same of heights"),
+    "image_and_mask_auc": ("AUC of image and mask", "a diagnosis net that sees the image beside the drawn mask"),
     "auc": ("AUC", "area under the ROC curve: the chance that a positive example ranks above a negative one"),
     "accuracy": ("Accuracy", "share of all examples that are classified correctly"),
     "sensitivity": ("Sensitivity", "share of the positive examples that are found"),
@@ -90,6 +96,7 @@ def render(run: Run) -> str:
         section("Raters", panel.panel(run)),
         section("Sample images", gallery.gallery(run)),
         section("Attention maps", gallery.attention(run)),
+        section("Maps of training images", gallery.exported(run)),
         section("Throughput", speed(run)),
         section("Reproduce and go on", commands(run)),
         section("Details", details(run)),
@@ -185,8 +192,10 @@ def scores(run: Run) -> str:
         "Below each value stands its 95 % bootstrap interval: how far the score could move with another sample"
         " of examples of the same kind. It does not include the spread between training seeds."
     )
+    caution = str(run.config.get("caution", ""))
     return (
         f"<p>On {escape(where)}{size}.</p><table class=scores><tbody>{rows}</tbody></table>{by_domain(run, numbers)}"
+        f"{note(f'<b>Caution.</b> {escape(caution)}') if caution else ''}"
         f"{note(explained) if any(name.endswith('_low') for name in numbers) else ''}"
     )
 

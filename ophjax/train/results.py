@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,12 @@ FEW = 4
 
 
 def conclude(method: Method, data: Dataset, config: Config, folder: Path, fitted: Fitted) -> dict[str, float]:
-    """Scores the test split and writes predictions.csv, samples.npz and the last events of metrics.jsonl."""
+    """Scores the test split and writes predictions.csv, samples.npz, the method's exports (maps/), the last events."""
     key = at(jax.random.key(config.seed), "test")
     batches = eval_split(data, "test", config, fitted.mesh)
     gathered = gather(fitted.forward, key, fitted.state, batches, fitted.mesh)
     scores = method.scores(gathered)
-    samples = draw_samples(data, config, fitted, key)
+    samples = draw_samples(data, config, fitted, key) | export_maps(method, data, config, folder, fitted)
     if jax.process_index() == 0:
         write_whole(folder / "predictions.csv", predictions_table(gathered, require(data, "test").names).encode())
         stream = io.BytesIO()
@@ -92,3 +92,47 @@ def draw_samples(data: Dataset, config: Config, fitted: Fitted, key: jax.Array) 
         samples["attention"] = np.stack(list(looked.values()), 1)[real].astype(np.float16)
         samples["attention_names"] = np.array(json.dumps(list(looked)))
     return samples
+
+
+def export_maps(method: Method, data: Dataset, config: Config, folder: Path, fitted: Fitted) -> dict[str, np.ndarray]:
+    """Writes what the method exports of the training images: ``maps/NAME/IMAGE.png``, 8 bit, 255 for 1.
+
+    Maps [h, w, r] lie side by side, the first on the left.
+
+    Returns:
+      For the report, of the first batch: ``train_image``, ``train_label``, ``train_name`` and ``map_NAME``.
+    """
+    if method.export is None:
+        return {}
+    forward, key = jax.jit(method.export), at(jax.random.key(config.seed), "export")
+    names, samples = require(data, "train").names, {}
+    for number, batch in enumerate(eval_split(data, "train", config, fitted.mesh)):
+        maps = forward(key, fitted.state, meshes.place(batch, fitted.mesh))
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            batch, maps = multihost_utils.process_allgather((batch, maps), tiled=True)
+        real = np.asarray(batch["weight"]) > 0
+        chosen = [names[i] for i in np.asarray(batch["index"])[real]]
+        found = {name: np.asarray(value)[real] for name, value in maps.items()}
+        if number == 0:
+            samples = {f"map_{name}": value.astype(np.float16) for name, value in found.items()}
+            samples |= {f"train_{name}": np.asarray(batch[name])[real] for name in ("image", "label") if name in batch}
+            samples["train_name"] = np.array(chosen)
+        if jax.process_index() == 0:
+            for name, value in found.items():
+                write_pictures(folder / "maps" / name, chosen, value)
+    return samples
+
+
+def write_pictures(folder: Path, names: Sequence[str], maps: np.ndarray) -> None:
+    """Writes maps [n, h, w] or [n, h, w, r] in [0, 1] as grey PNG files."""
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if maps.ndim == 4:
+        maps = np.moveaxis(maps, 3, 2).reshape(*maps.shape[:2], -1)
+    for name, one in zip(names, np.round(255 * np.clip(maps, 0, 1)).astype(np.uint8), strict=True):
+        stream = io.BytesIO()
+        Image.fromarray(one).save(stream, format="PNG")
+        write_whole(folder / f"{name.replace('/', '_')}.png", stream.getvalue())
