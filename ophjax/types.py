@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import flax.struct
@@ -79,6 +80,8 @@ class Method(NamedTuple):
         holds, as NumPy arrays without padding rows, every output and batch entry of rank at most 2 and
         every metric as value / count.
       watch: the score by which the best checkpoint is kept, larger being better.
+      submit: ``submit(folder, examples)`` writes the answers to the test split in a challenge's official files, on the
+        host; ``examples`` gives the name of each with its outputs and what else is known of it.
     """
 
     init: Callable[[Key, Batch], TrainState]
@@ -87,3 +90,4 @@ class Method(NamedTuple):
     metrics: Callable[[Outputs, Batch], Pairs]
     scores: Callable[[Mapping[str, np.ndarray]], dict[str, float]]
     watch: str
+    submit: Callable[[Path, Iterable[tuple[str, Mapping[str, np.ndarray]]]], None] | None = None

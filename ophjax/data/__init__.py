@@ -12,6 +12,7 @@ DATASETS: dict[str, str] = {
     "lesions": "ophjax.data.lesions",
     "organs": "ophjax.data.organs",
     "angles": "ophjax.data.angles",
+    "bscans": "ophjax.data.bscans",
     "folder": "ophjax.data.folder",
     "domains": "ophjax.data.multi",
     "table": "ophjax.data.table",

@@ -14,6 +14,7 @@ METHODS: dict[str, str] = {
     "fccl": "ophjax.methods.fccl",
     "m2dan": "ophjax.methods.m2dan",
     "ads": "ophjax.methods.ads",
+    "goals": "ophjax.methods.goals",
 }
 
 
