@@ -49,7 +49,7 @@ DATA = "bscans"
 
 # Changes to Config: nets for two CPU cores, and for tests that learn nothing.
 DEMO: dict[str, Any] = dict(
-    segmenter="unet", segmenter_width=8, dice_weight=1.0, segmenter_lr=3e-3, segmenter_steps=300, classifier_depth=18,
+    segmenter="unet", segmenter_width=8, dice_weight=1.0, segmenter_lr=3e-3, segmenter_steps=240, classifier_depth=18,
     classifier_width=8, hidden=64, lr=1e-3, steps=300,
 )  # fmt: skip
 SMOKE: dict[str, Any] = dict(
@@ -62,9 +62,9 @@ TRAIN: dict[str, dict[str, Any]] = {"paper": dict(batch_size=8), "demo": dict(ba
 
 # What a comparison runs beside the method itself: changes to Config, and the networks taken over from its run.
 VARIANTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    "ushape": (dict(segmenter="ushape"), ()),
-    "ordered": (dict(segmenter="ordered"), ()),
-    "unet-cross-entropy": (dict(segmenter="unet", dice_weight=0.0), ()),
+    "ushape": (dict(segmenter="ushape", segmenter_width=16, steps=0), ()),
+    "ordered": (dict(segmenter="ordered", steps=0), ()),
+    "unet-cross-entropy": (dict(segmenter="unet", dice_weight=0.0, steps=0), ()),
     "classifier-sees-layers": (dict(classifier_sees="layers", segmenter_steps=0), ("segmenter",)),
     "legacy-loss": (dict(legacy_loss=True, segmenter_steps=0), ("segmenter",)),
     "labels-shuffled": (dict(control="labels", segmenter_steps=0), ("segmenter",)),
@@ -129,7 +129,7 @@ class Config:
     segmenter_steps: int = 3000
     """Batches in stage 1; 0 leaves it out."""
     steps: int = 1000
-    """Batches in stage 2, where the data set has classes."""
+    """Batches in stage 2, where the data set has classes; 0 leaves it out."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of activations; parameters, losses and statistics stay float32."""
 
@@ -141,8 +141,8 @@ class Config:
 
 def check(config: Config) -> None:
     """Raises InputError for settings that no net can be built or trained from."""
-    ones = ("segmenter_width", "levels", "classifier_width", "steps")
-    zeros = ("segmenter_steps", "hidden", "dice_weight", "distance_weight", "rotate")
+    ones = ("segmenter_width", "levels", "classifier_width")
+    zeros = ("segmenter_steps", "steps", "hidden", "dice_weight", "distance_weight", "rotate")
     least = dict.fromkeys(ones, 1) | dict.fromkeys(zeros, 0)
     rules = {name: (getattr(config, name) >= bound, f"at least {bound}") for name, bound in least.items()}
     rules |= {name: (getattr(config, name) > 0, "above 0") for name in ("softness", "segmenter_lr", "lr")}
@@ -152,10 +152,10 @@ def check(config: Config) -> None:
         raise InputError(
             "GOALS learns layers, but the data set has no masks. Give one that has, such as --data bscans."
         )
-    if len(config.classes) == 1 or not (config.classes or config.segmenter_steps):
+    if len(config.classes) == 1 or not (config.segmenter_steps or (config.classes and config.steps)):
         raise InputError(
-            f"The data set has the classes {config.classes} and --method.segmenter-steps is {config.segmenter_steps}: "
-            "there is nothing to learn. Give at least two classes, or none and some steps of the segmenter."
+            f"With the classes {config.classes}, --method.segmenter-steps {config.segmenter_steps} and --method.steps "
+            f"{config.steps} there is nothing to learn. Give two classes, or none; and some steps."
         )
 
 
@@ -171,7 +171,8 @@ def make(config: Config) -> Method:
       InputError: the settings contradict each other, or there are no layers.
     """
     check(config)
-    layers, classes, dtype = len(config.regions), len(config.classes), jnp.dtype(config.dtype)
+    layers, dtype = len(config.regions), jnp.dtype(config.dtype)
+    classes = len(config.classes) if config.steps else 0
     ordered, sees = config.segmenter == "ordered", config.classifier_sees == "layers"
     segmenter: Any = (
         UShape(1 + layers, config.segmenter_width, config.segmenter_norm, dtype)
@@ -189,7 +190,7 @@ def make(config: Config) -> Method:
         return bundle(optax.adam(optax.cosine_decay_schedule(lr, steps) if config.schedule == "cosine" else lr))
 
     segmenter_tx = optimiser(config.segmenter_lr, max(config.segmenter_steps, 1))
-    classifier_tx = optimiser(config.lr, config.steps)
+    classifier_tx = optimiser(config.lr, max(config.steps, 1))
 
     def apply(net: Any, name: str, params: Any, stats: Any, x: jax.Array, *, train: bool) -> tuple[jax.Array, Any]:
         variables = {"params": params[name], "batch_stats": stats[name]}

@@ -74,8 +74,9 @@ def line_chart(
     title: str,
     boundaries: Sequence[tuple[str, float]] = (),
     noisy: bool = False,
+    across: str = "step",
 ) -> str:
-    """Draws curves over training steps.
+    """Draws curves, over training steps unless ``across`` says something else.
 
     Args:
       curves: by name; where there are several, a legend names them.
@@ -83,6 +84,7 @@ def line_chart(
       boundaries: name and first step of each stage of training, marked by vertical lines.
       noisy: values of single batches: draw a running mean over them, on a logarithmic axis where they span
         more than a factor of 20.
+      across: what the horizontal axis shows.
 
     Returns:
       An ``<svg>`` element.
@@ -118,7 +120,7 @@ def line_chart(
             name, (step, 1.0), xycoords=("data", "axes fraction"), xytext=(2, 2), textcoords="offset points",
             fontsize=7.5, annotation_clip=False,
         )  # fmt: skip
-    axes.set_xlabel("step", fontsize=9)
+    axes.set_xlabel(across, fontsize=9)
     axes.set_title(title, loc="left", pad=14 if boundaries else 6, fontsize=10)
     _legend(figure, curves)
     return _svg(figure, title, curves)
