@@ -27,6 +27,8 @@ DATASETS: dict[str, str] = {
     "asoct": "ophjax.data.builders.asoct",
     "abdomen": "ophjax.data.builders.abdomen",
     "prostate": "ophjax.data.builders.prostate",
+    "goals": "ophjax.data.builders.goals",
+    "octlayers": "ophjax.data.builders.octlayers",
 }
 
 

@@ -154,6 +154,16 @@ def read_codes(path: Path) -> UInt8[np.ndarray, "h w"]:
     return values.astype(np.uint8)
 
 
+def read_colours(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """Decodes a mask file whose classes are colours; transparency is dropped.
+
+    Raises:
+      InputError: where the file is missing, is no image, is damaged or has more than 100 megapixels.
+    """
+    with _opened(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
 def check_codes(path: Path, values: UInt8[np.ndarray, "h w"], code: MaskCode) -> None:
     """Raises InputError where a mask holds pixel values that the code does not know."""
     known = set(code.background).union(*code.regions.values())

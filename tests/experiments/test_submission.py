@@ -1,0 +1,21 @@
+"""From a challenge's official layout to a submission, by one command, and to its score by another."""
+
+import official
+
+from ophjax.data import challenges
+
+
+def test_goals(tmp_path, command):
+    """From the official layout to a submission at the original size, which the evaluator reads."""
+    official.goals_truth(tmp_path / "Train", count=16)
+    official.goals_truth(tmp_path / "Validation", count=3)
+    runs = ("--runs", tmp_path / "runs", "--name", "one")
+    where = ("--data.root", tmp_path / "Train", "--data.test-root", tmp_path / "Validation", "--data.width", "48")
+    result = command("--method", "goals", "--data", "goals", "--preset", "smoke", *where, *runs)
+    assert result.code == 0, result.err
+    submission = tmp_path / "runs" / "one" / "submission"
+    assert len(list((submission / "Layer_Segmentations").iterdir())) == 3
+    found = challenges.score_goals(tmp_path / "Validation", submission)
+    assert 0 <= found.scores["dice"] <= 1 and 0 <= found.scores["auc"] <= 1 and not found.remarks
+    page = (tmp_path / "runs" / "one" / "report.html").read_text()
+    assert "Thickness of the layers" in page and "choroid: thickness in rows" in page
