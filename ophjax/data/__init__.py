@@ -27,7 +27,10 @@ DATASETS: dict[str, str] = {
     "asoct": "ophjax.data.builders.asoct",
     "abdomen": "ophjax.data.builders.abdomen",
     "prostate": "ophjax.data.builders.prostate",
+    "pairs": "ophjax.data.pairs",
     "goals": "ophjax.data.builders.goals",
+    "gamma": "ophjax.data.builders.gamma",
+    "foveas": "ophjax.data.builders.foveas",
     "octlayers": "ophjax.data.builders.octlayers",
 }
 
