@@ -160,3 +160,27 @@ def segmentation_score(cup: float, disc: float, ratio: float, weights: Weights =
 def total_score(grading: float, fovea: float, segmentation: float, weights: Weights = RECALLED) -> float:
     """The total of the three scores."""
     return float(np.dot(weights.tasks, (grading, fovea, segmentation)))
+
+
+def specialist_override(
+    advanced: Float[np.ndarray, "n 3"],
+    normal: Float[np.ndarray, "n 3"],
+    early: Float[np.ndarray, "n 3"],
+    *,
+    sure_advanced: float = 0.6,
+    sure_early: float = 0.9,
+) -> Int[np.ndarray, " n"]:
+    """Joins three models of which each is trusted with one grade (GAMMA spec, section (f)).
+
+    Later rules overrule earlier ones. All begin as early (1). Where ``advanced`` gives grade 2 at least ``sure_advanced`` it is 2; where ``normal`` finds 0
+    most probable it is 0; where ``early`` gives grade 1 at least ``sure_early`` it is 1 again.
+
+    Args:
+      advanced, normal, early: probabilities of the grades by each model.
+      sure_advanced, sure_early: the two thresholds.
+    """
+    grades = np.ones(len(advanced), int)
+    grades[advanced[:, 2] >= sure_advanced] = 2
+    grades[normal.argmax(1) == 0] = 0
+    grades[early[:, 1] >= sure_early] = 1
+    return grades

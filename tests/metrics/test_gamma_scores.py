@@ -144,3 +144,19 @@ def test_the_baselines_own_dice_is_broken():
     truth = np.eye(3)[labels]
     per_class = 2 * (probs * truth).sum(0) / (probs.sum(0) + truth.sum(0))
     assert per_class.mean() == pytest.approx(0.2002, abs=5e-5)
+
+
+def test_specialists_overrule_in_their_order():
+    """All eight combinations: the last rule that holds decides, and without any the grade is early."""
+    sure_advanced, sure_normal = np.array([0.2, 0.2, 0.6]), np.array([0.4, 0.3, 0.3])
+    sure_early = np.array([0.05, 0.9, 0.05])
+    unsure = np.array([0.3, 0.4, 0.3])
+    table = {
+        (0, 0, 0): 1, (1, 0, 0): 2, (0, 1, 0): 0, (1, 1, 0): 0,
+        (0, 0, 1): 1, (1, 0, 1): 1, (0, 1, 1): 1, (1, 1, 1): 1,
+    }  # fmt: skip
+    given = [
+        np.stack([sure if case[i] else unsure for case in table])
+        for i, sure in enumerate((sure_advanced, sure_normal, sure_early))
+    ]
+    assert gamma.specialist_override(*given).tolist() == list(table.values())
