@@ -202,6 +202,23 @@ def write_mask(path: Path, classes: np.ndarray, code: GreyCode, size: tuple[int,
     (picture if size in (None, picture.size) else picture.resize(size, Image.Resampling.NEAREST)).save(path)
 
 
+def put_back(classes: np.ndarray, frame: Sequence[int], size: Sequence[int]) -> np.ndarray:
+    """Stretches a mask of classes to the frame that it shows (left, top, width, height), class 0 around it.
+
+    Args:
+      classes: uint8 [h, w].
+      frame: in pixels of the original.
+      size: width and height of the original.
+    """
+    from PIL import Image
+
+    left, top, width, height = frame
+    whole = np.zeros((size[1], size[0]), np.uint8)
+    picture = Image.fromarray(classes).resize((width, height), Image.Resampling.NEAREST)
+    whole[top : top + height, left : left + width] = np.asarray(picture)
+    return whole
+
+
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Writes a CSV with its header."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 def ordinal_loss(logits: Float[Array, "b j"], labels: Int[Array, " b"]) -> Float[Array, " b"]:
-    """Averages the cross-entropies of the questions "is the grade at least k?", k = 1 to j (GAMMA spec, section (d))."""
+    """Averages the cross-entropies of the questions "at least k?", k = 1 to j (GAMMA spec, section (d) D2)."""
     steps = jnp.arange(1, logits.shape[1] + 1)
     reached = (labels[:, None] >= steps[None]).astype(jnp.float32)
     return optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), reached).mean(-1)
 
 
 def ordinal_probs(logits: Float[Array, "b j"]) -> Float[Array, "b j+1"]:
-    """Turns answers of ``ordinal_loss`` into probabilities of the grades: differences, none below 0, scaled to sum 1."""
+    """Turns answers of ``ordinal_loss`` into probabilities: their differences, none below 0, scaled to sum to 1."""
     q = jax.nn.sigmoid(logits.astype(jnp.float32))
     ones = jnp.ones_like(q[:, :1])
     probs = jnp.maximum(jnp.concatenate([ones, q], 1) - jnp.concatenate([q, 0 * ones], 1), 0)

@@ -15,6 +15,7 @@ METHODS: dict[str, str] = {
     "m2dan": "ophjax.methods.m2dan",
     "ads": "ophjax.methods.ads",
     "goals": "ophjax.methods.goals",
+    "gamma": "ophjax.methods.gamma",
 }
 
 

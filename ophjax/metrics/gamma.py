@@ -172,8 +172,9 @@ def specialist_override(
 ) -> Int[np.ndarray, " n"]:
     """Joins three models of which each is trusted with one grade (GAMMA spec, section (f)).
 
-    Later rules overrule earlier ones. All begin as early (1). Where ``advanced`` gives grade 2 at least ``sure_advanced`` it is 2; where ``normal`` finds 0
-    most probable it is 0; where ``early`` gives grade 1 at least ``sure_early`` it is 1 again.
+    All begin as early (1); later rules overrule earlier ones. Where ``advanced`` gives grade 2 at least
+    ``sure_advanced`` it is 2; where ``normal`` finds 0 most probable it is 0; where ``early`` gives grade 1 at least
+    ``sure_early`` it is 1 again.
 
     Args:
       advanced, normal, early: probabilities of the grades by each model.

@@ -79,8 +79,8 @@ class Grader(nn.Module):
     """Logits of a grade, float32 [b, outputs]: ``fused`` and, with ``auxiliary``, ``fundus`` and ``oct`` alone.
 
     GAMMA spec, section (c) C1: with the defaults two ResNet-34, concatenation and one linear layer, 43,365,827
-    parameters. Its logits are then f(fundus) + g(OCT) + b and cannot show what only both together tell. Where one modality alone is
-    asked for, ``fused`` is its own head.
+    parameters. Its logits are then f(fundus) + g(OCT) + b and cannot show what only both together tell. Where one
+    modality alone is asked for, ``fused`` is its own head.
 
     Attributes:
       outputs: logits of each head.

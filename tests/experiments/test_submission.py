@@ -19,3 +19,17 @@ def test_goals(tmp_path, command):
     assert 0 <= found.scores["dice"] <= 1 and 0 <= found.scores["auc"] <= 1 and not found.remarks
     page = (tmp_path / "runs" / "one" / "report.html").read_text()
     assert "Thickness of the layers" in page and "choroid: thickness in rows" in page
+
+
+def test_gamma(tmp_path, command):
+    """All three tasks, trained on fifteen made eyes, on two without answers."""
+    official.gamma_truth(tmp_path / "training_data", count=15, slices=4)
+    official.gamma_truth(tmp_path / "val_data", count=3, slices=4)
+    where = ("--data.root", tmp_path / "training_data", "--data.test-root", tmp_path / "val_data")
+    sizes = ("--data.slices", "4", "--data.oct-size", "16", "--data.size", "32")
+    steps = ("--method.steps", "2", "--method.locator-steps", "2", "--method.segmenter-steps", "2")
+    runs = ("--runs", tmp_path / "runs", "--name", "one")
+    result = command("--method", "gamma", "--data", "gamma", "--preset", "smoke", *where, *sizes, *steps, *runs)
+    assert result.code == 0, result.err
+    found = challenges.score_gamma(tmp_path / "val_data", tmp_path / "runs" / "one" / "submission")
+    assert not found.remarks and set(found.scores) > {"kappa", "fovea_distance", "dice_cup", "total"}
