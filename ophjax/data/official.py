@@ -39,10 +39,14 @@ class Config:
 
 
 class Records:
-    """Reads examples by a function of their name when they are asked for."""
+    """Reads examples by a function of their name when they are asked for.
 
-    def __init__(self, names: Sequence[str], read: Callable[[str], Example]):
+    ``example_bytes`` is how large an example is, where that matters.
+    """
+
+    def __init__(self, names: Sequence[str], read: Callable[[str], Example], *, example_bytes: int = 0):
         self.names = list(names)
+        self.example_bytes = example_bytes
         self._read = read
 
     def __len__(self) -> int:
@@ -113,7 +117,6 @@ def divide(
     test: Source | None = None,
     masked: Sequence[bool] | None = None,
     remark: str = "",
-    limit_bytes: int = 1 << 30,
 ) -> Dataset:
     """Draws the splits and reads the first examples.
 
@@ -127,15 +130,14 @@ def divide(
       test: examples without answers; then no test split is drawn.
       masked: which examples have a mask; by default all.
       remark: added to the note.
-      limit_bytes: of decoded examples that are kept.
     """
     parts = ["train", "val"] if test is not None else ["train", "val", "test"]
     shares = [config.val_fraction, config.test_fraction][: len(parts) - 1]
     chosen = split(labels, groups or source.names, fractions=[1 - sum(shares), *shares], seed=config.split_seed)
-    kept = Cached(source, limit_bytes=limit_bytes)
+    kept = Cached(source)
     splits: dict[str, Source] = {part: Subset(kept, rows) for part, rows in zip(parts, chosen, strict=True)}
     if test is not None:
-        splits["test"] = Cached(test, limit_bytes=limit_bytes)
+        splits["test"] = Cached(test)
     rows = [i for i in chosen[0] if masked is None or masked[i]]
     if rows:
         splits["masks"] = Subset(kept, rows)

@@ -38,7 +38,7 @@ DEMO: dict[str, Any] = dict(
 )  # fmt: skip
 SMOKE: dict[str, Any] = dict(
     task="all", depth=10, width=2, stem="small", locator_depth=10, locator_width=2, segmenter="unet", segmenter_width=2,
-    levels=1, lr=1e-3, locator_lr=1e-3, steps=4, locator_steps=4, segmenter_steps=4,
+    levels=1, locator_dropout=0.0, flip=False, lr=1e-3, locator_lr=1e-3, steps=4, locator_steps=4, segmenter_steps=4,
 )  # fmt: skip
 
 # Changes to the loop's configuration.
@@ -121,6 +121,8 @@ class Config:
     fine: float = 0.0
     """Side of a crop around the first guess, as a share of the picture's, in which a second net looks again; 0: none. A
     published recipe has one eighth."""
+    locator_dropout: float = 0.2
+    """Before the last layer."""
     legacy_point_loss: bool = False
     """The baseline's loss, whose distance has no gradient."""
     locator_lr: float = 1e-4
@@ -178,7 +180,10 @@ def check(config: Config) -> tuple[str, ...]:
     rules |= {
         name: (getattr(config, name) > 0, "above 0") for name in ("lr", "locator_lr", "segmenter_lr", "test_power")
     }
-    rules |= {name: (0 <= getattr(config, name) < 1, "at least 0 and below 1") for name in ("dropout", "fine")}
+    rules |= {
+        name: (0 <= getattr(config, name) < 1, "at least 0 and below 1")
+        for name in ("dropout", "locator_dropout", "fine")
+    }
     scales = config.test_scales
     rules["test_scales"] = (bool(scales) and all(scale > 0 for scale in scales), "one or more numbers above 0")
     rules["depth"] = (config.oct_branch == "slices" or config.depth <= 34, "at most 34 for a 3-D branch")

@@ -173,8 +173,8 @@ def grading(config: Config) -> Part:
 def locating(config: Config) -> Part:
     """Task 2: the fovea, by one net, or by a second one that looks closer (GAMMA spec, sections (c) C2, (d), (f))."""
     net = PooledResNet(
-        outputs=2, hidden=(512, 256), relu=True, dropout=0.2, depth=config.locator_depth, width=config.locator_width,
-        stem_kind=config.stem, norm=config.norm, dtype=jnp.dtype(config.dtype),
+        outputs=2, hidden=(512, 256), relu=True, dropout=config.locator_dropout, depth=config.locator_depth,
+        width=config.locator_width, stem_kind=config.stem, norm=config.norm, dtype=jnp.dtype(config.dtype),
     )  # fmt: skip
     tx = optimiser(config, config.locator_lr, config.locator_steps)
     names = ("locator", "refiner") if config.fine else ("locator",)

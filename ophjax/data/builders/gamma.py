@@ -98,16 +98,21 @@ def make(config: Config) -> Dataset:
     def known(name: str) -> Example:
         return read(eyes[name], config, labels.get(name, -1), foveas.get(name), masks.get(name))
 
+    # Fundus and mask are small beside a volume.
+    large = config.oct_size**2 * len(next(iter(eyes.values())).slices)
     test = None
     if config.test_root:
         unknown = list_eyes(find_home(config.test_root, (PAIRED, ALONE), option="test_root"), config)
-        test = Records(list(unknown), lambda name: no_answers(read(unknown[name], config, -1, None, None)))
+
+        def blind(name: str) -> Example:
+            return no_answers(read(unknown[name], config, -1, None, None))
+
+        test = Records(list(unknown), blind, example_bytes=large)
     missing = [what for what, found in (("grades", labels), ("foveas", foveas), ("masks", masks)) if not found]
     return official.divide(
-        "gamma", Records(list(eyes), known), [labels.get(name, 0) for name in eyes], config,
+        "gamma", Records(list(eyes), known, example_bytes=large), [labels.get(name, 0) for name in eyes], config,
         regions=REGIONS if masks else (), classes=GRADES if labels else (), test=test,
         masked=[bool(masks)] * len(eyes), remark=f"Without {' and '.join(missing)}." if missing else "",
-        limit_bytes=4 << 30,
     )  # fmt: skip
 
 
