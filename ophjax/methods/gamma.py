@@ -7,9 +7,8 @@ the abstract could be read; baselines, recipes and formats are those of public p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -206,7 +205,7 @@ def make(config: Config) -> Method:
 
     Batches hold ``image`` uint8 [b, h, w, 3], ``index`` int32 [b] and ``weight`` float32 [b] (0: padding); for grading
     ``volume`` uint8 [b, i, j, d] and ``label`` int32 [b] (-1: not known); for the fovea ``fovea`` float32 [b, 2] in
-    pixels of the original (NaN: not known), ``frame`` int32 [b, 4] (left, top, width, height of what the image shows)
+    pixels of the original (-1: not known), ``frame`` int32 [b, 4] (left, top, width, height of what the image shows)
     and ``size`` int32 [b, 2] (of the original); for segmentation ``mask`` uint8 [b, h, w, 2] and ``mask_weight``
     float32 [b]. Outputs are ``probs`` [b, k]; ``fovea_found`` [b, 2] in pixels; ``mask_probs`` [b, h, w, 2].
 
@@ -254,9 +253,6 @@ def make(config: Config) -> Method:
             found["total"] = gamma.total_score(*values)  # type: ignore[arg-type]
         return found
 
-    def submit(folder: Path, examples: Iterable[tuple[str, Mapping[str, np.ndarray]]]) -> None:
-        write_submission(folder, examples)
-
     stages = tuple(stage for part in parts.values() for stage in part.stages)
     watch = "total" if len(tasks) == len(TASKS) else {"grading": "kappa"}.get(tasks[0], f"score_{tasks[0]}")
-    return Method(init, stages, predict, metrics, scores, watch, submit)
+    return Method(init, stages, predict, metrics, scores, watch, write_submission)

@@ -192,8 +192,8 @@ def locating(config: Config) -> Part:
     def target(batch: Batch) -> tuple[jax.Array, jax.Array]:
         """The fovea as shares of what the image shows, and whether it is known."""
         frame = batch["frame"].astype(jnp.float32)
-        known = jnp.isfinite(batch["fovea"]).all(-1)
-        return (jnp.where(known[:, None], batch["fovea"], 0) - frame[:, :2]) / frame[:, 2:], known.astype(jnp.float32)
+        known = (batch["fovea"] >= 0).all(-1)
+        return (batch["fovea"] - frame[:, :2]) / frame[:, 2:], known.astype(jnp.float32)
 
     def crop(image: jax.Array, middle: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Cuts a window around a point given in shares, moved into the image; returns it and its corner in shares."""
@@ -247,8 +247,8 @@ def locating(config: Config) -> Part:
         return {"fovea_found": frame[:, :2] + found * frame[:, 2:]}
 
     def metrics(outputs: Outputs, batch: Batch) -> Pairs:
-        known = jnp.isfinite(batch["fovea"]).all(-1)
-        off = (outputs["fovea_found"] - jnp.where(known[:, None], batch["fovea"], 0)) / batch["size"]
+        known = (batch["fovea"] >= 0).all(-1)
+        off = (outputs["fovea_found"] - batch["fovea"]) / batch["size"]
         distance = jnp.sqrt(jnp.square(off).sum(-1))
         return {"fovea_distance": streaming.pair(distance, batch["weight"] * known)}
 

@@ -49,7 +49,7 @@ def test_layout_of_the_mirrors(made, tmp_path):
     data = build("gamma", root=tmp_path, test_root=home / "testing", **SMALL)
     assert data.splits["test"].names == ["0001", "0002"] and "foveas" not in data.note
     blind = data.splits["test"][0]
-    assert blind["label"] == -1 and blind["mask_weight"] == 0 and np.isnan(blind["fovea"]).all()
+    assert blind["label"] == -1 and blind["mask_weight"] == 0 and (blind["fovea"] == -1).all()
 
 
 def test_layout_of_the_fovea_task(made, tmp_path):

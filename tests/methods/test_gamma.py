@@ -84,7 +84,7 @@ def test_agreement_is_a_term_of_its_own(batch):
 def test_what_is_not_known_does_not_count(batch):
     half = jnp.arange(8) < 4
     rows = dict(batch) | {"label": jnp.where(half, batch["label"], -1), "mask_weight": half.astype(jnp.float32),
-                          "fovea": jnp.where(half[:, None], batch["fovea"], jnp.nan)}  # fmt: skip
+                          "fovea": jnp.where(half[:, None], batch["fovea"], -1.0)}  # fmt: skip
     method, _ = build(task="fovea")
     state = loop.compile_init(method, rows, None)(jax.random.key(0))
     after, logs = jax.jit(method.stages[0].step)(jax.random.key(1), state, rows)

@@ -63,7 +63,7 @@ class Eye(NamedTuple):
 def make(config: Config) -> Dataset:
     """Reads the set.
 
-    Examples hold ``image``, ``label`` (-1: not known), ``fovea`` in pixels of the original (NaN: not known), ``mask``
+    Examples hold ``image``, ``label`` (-1: not known), ``fovea`` in pixels of the original (-1: not known), ``mask``
     (``mask_weight`` 0: not known), ``volume`` uint8 [h, w, slices], ``size`` (width, height) of the original and
     ``frame`` (left, top, width, height), the part of it that the image shows.
 
@@ -180,14 +180,14 @@ def frame_of(size: tuple[int, int], kind: str) -> tuple[int, int, int, int]:
 
 
 def read(eye: Eye, config: Config, label: int, fovea: Any, mask: Path | None) -> Example:
-    """Reads an example; what is not known is zeros, with a ``mask_weight`` of 0, ``label`` -1 or ``fovea`` NaN."""
+    """Reads an example; what is not known is zeros, with a ``mask_weight`` of 0, ``label`` and ``fovea`` -1."""
     size = images.image_size(eye.fundus)
     left, top, width, height = frame_of(size, config.frame)
     box = Box(left / size[0], top / size[1], (left + width) / size[0], (top + height) / size[1])
     regions = np.zeros((config.size, config.size, len(REGIONS)), np.uint8)
     if mask is not None:
         regions = images.stretch_mask(images.read_regions([mask], CODE), config.size, box)
-    point = np.full(2, np.nan, np.float32)
+    point = np.full(2, -1, np.float32)
     if fovea is not None:
         # (0, 0) says that there is none to be seen, however pixels are counted.
         point = np.array(fovea, np.float32) - np.float32(config.one_based and any(fovea))
