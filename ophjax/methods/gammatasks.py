@@ -199,15 +199,16 @@ def locating(config: Config) -> Part:
         """Cuts a window around a point given in shares, moved into the image; returns it and its corner in shares."""
         height, width = image.shape[1:3]
         side = max(round(config.fine * min(height, width)), 1)
-        corner = jnp.round(middle * jnp.array([width, height]) - side / 2).astype(jnp.int32)
-        corner = jnp.clip(corner, 0, jnp.array([width - side, height - side]))
-        cut = jax.vmap(lambda one, at: jax.lax.dynamic_slice(one, (at[1], at[0], 0), (side, side, image.shape[-1])))
-        return cut(image, corner), corner / jnp.array([width, height])
+        whole = jnp.array([[width, height]])
+        corner = jnp.clip(jnp.round(middle * whole - side / 2).astype(jnp.int32), 0, whole - side)
+        shape = (side, side, image.shape[-1])
+        cut = jax.vmap(lambda one, place: jax.lax.dynamic_slice(one, (place[1], place[0], 0), shape))
+        return cut(image, corner), corner / whole
 
     def extent(image: jax.Array) -> jax.Array:
         """Width and height of a window in shares."""
         side = max(round(config.fine * min(image.shape[1:3])), 1)
-        return jnp.array([side / image.shape[2], side / image.shape[1]])
+        return jnp.array([[side / image.shape[2], side / image.shape[1]]])
 
     def loss_of(name: str) -> Any:
         def loss(key: Key, params: Any, extra: Any, batch: Batch) -> tuple[jax.Array, tuple[Any, Logs]]:
@@ -218,11 +219,9 @@ def locating(config: Config) -> Part:
                 truth = jnp.stack([jnp.where(turned, 1 - truth[:, 0], truth[:, 0]), truth[:, 1]], -1)
             if name == "refiner":
                 # The window lies where a first guess might have put it.
-                away = (
-                    jax.random.uniform(at(key, "window"), truth.shape, minval=-0.35, maxval=0.35) * extent(image)[None]
-                )
+                away = jax.random.uniform(at(key, "window"), truth.shape, minval=-0.35, maxval=0.35) * extent(image)
                 image, corner = crop(image, truth + away)
-                truth = (truth - corner) / extent(batch["image"])[None]
+                truth = (truth - corner) / extent(batch["image"])
             found, stats = apply(name, params, extra["batch_stats"], image, key=at(key, "net"))
             paid = losses.point_loss(found, truth, legacy=config.legacy_point_loss)
             return mean_known(paid, known), ({"batch_stats": stats}, {})
@@ -242,7 +241,7 @@ def locating(config: Config) -> Part:
         if config.fine:
             window, corner = crop(image, found)
             inside, _ = apply("refiner", state.params, stats, window)
-            found = corner + inside * extent(image)[None]
+            found = corner + inside * extent(image)
         frame = batch["frame"].astype(jnp.float32)
         return {"fovea_found": frame[:, :2] + found * frame[:, 2:]}
 

@@ -35,8 +35,8 @@ def table(tmp_path, method, data, variants, *rest):
 
 
 def test_layers_and_glaucoma(tmp_path):
-    """Dice above 0.9 and edges within two pixels; a U-Net at least as good as the U-shape without skips; layers in their
-    order; glaucoma is found from the image and from the first layer's thickness, and not from shuffled labels."""
+    """Dice above 0.9 and edges within two pixels; a U-Net at least as good as the U-shape without skips; layers in
+    their order; glaucoma is found from the image and from the first layer's thickness, and not from shuffled labels."""
     found = table(tmp_path, "goals", "bscans", ("ushape", "ordered", "labels-shuffled"))
     for scores in (*found["goals"], *found["ordered"]):
         assert min(scores[f"dice_{name}"] for name in goals.LAYERS) > 0.9 and scores["ordered"] > 0.99

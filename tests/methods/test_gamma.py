@@ -135,12 +135,12 @@ def test_masks_are_put_back_around_their_frame(tmp_path):
     """Decision 10: the middle square goes back to its place, background around it, codes only."""
     probs = np.zeros((8, 8, 2), np.float16)
     probs[2:6, 2:6, 0], probs[3:5, 3:5, 1] = 1, 1
-    example = {"mask_probs": probs, "frame": np.array([15, 0, 60, 60]), "size": np.array([90, 60]),
+    example = {"mask_probs": probs, "frame": np.array([16, 0, 64, 64]), "size": np.array([96, 64]),
                "probs": np.array([0.1, 0.7, 0.2]), "fovea_found": np.array([40.25, 30.0])}  # fmt: skip
     gammatasks.write_submission(tmp_path, [("0101", example)])
     classes = challenges.read_grey(tmp_path / "Disc_Cup_Segmentations" / "0101.bmp", GAMMA)
-    assert classes.shape == (60, 90) and (classes == 2).sum() == 15 * 15 and (classes > 0).sum() == 30 * 30
-    assert classes[15, 30] == 1 and classes[0, 0] == 0 and classes[30, 45] == 2
+    assert classes.shape == (64, 96) and (classes == 2).sum() == 16 * 16 and (classes > 0).sum() == 32 * 32
+    assert classes[16, 32] == 1 and classes[16, 31] == 0 and classes[32, 48] == 2
     grades = (tmp_path / "Classification_Results.csv").read_text().splitlines()
     assert grades == ["data,non,early,mid_advanced", "0101,0,1,0"]
     assert (tmp_path / "Localization_Results.csv").read_text().splitlines()[1] == "0101,40.2500,30.0000"
@@ -168,3 +168,16 @@ def test_a_set_without_volumes_cannot_be_graded(batch):
     rows = {name: value for name, value in batch.items() if name != "volume"}
     with pytest.raises(InputError, match="no volume, which the task grading needs"):
         jax.eval_shape(build()[0].init, jax.random.key(0), rows)
+
+
+def test_windows_of_the_second_look(batch):
+    """Trained on windows around the fovea alone, the refiner's answer lies inside its window, which lies in the image:
+    whatever the nets say, the point found is within half a window of the first guess or of the image's border."""
+    method, _ = build(task="fovea", fine=0.25)
+    state = loop.compile_init(method, batch, None)(jax.random.key(0))
+    coarse, _ = build(task="fovea")
+    key = jax.random.key(1)
+    guess = jax.jit(coarse.predict)(key, state, batch)["fovea_found"]
+    found = jax.jit(method.predict)(key, state, batch)["fovea_found"]
+    corner = jnp.clip(jnp.round(guess - 4), 0, 24)
+    assert bool(((found >= corner) & (found <= corner + 8)).all())
