@@ -21,7 +21,7 @@ from ophjax.errors import InputError
 from ophjax.metrics.gamma import GRADES
 
 # Changes to Config for two CPU cores, and for tests.
-DEMO: dict[str, Any] = dict(size=64, oct_size=32)
+DEMO: dict[str, Any] = dict(size=64, oct_size=32, val=40)
 SMOKE: dict[str, Any] = dict(size=32, oct_size=16, slices=4, train=16, val=16, test=16)
 
 REGIONS = ("disc", "cup")
@@ -51,7 +51,7 @@ class Config:
     """What makes the grade of both modalities."""
     seed: int = 0
     """Chooses the scenes: example i of a seed is always the same."""
-    train: int = 400
+    train: int = 1000
     """Training pairs."""
     val: int = 100
     """Validation pairs."""

@@ -31,9 +31,9 @@ DATA = "pairs"
 
 # Changes to Config: nets for two CPU cores, and for tests that learn nothing.
 DEMO: dict[str, Any] = dict(
-    fusion="interaction", hidden=32, depth=10, width=8, stem="small", auxiliary=True, schedule="cosine", lr=2e-3,
-    steps=300, locator_depth=18, locator_width=8, locator_lr=2e-3, locator_steps=300, segmenter="unet",
-    segmenter_width=8, levels=3, segmenter_lr=2e-3, segmenter_steps=150,
+    fusion="interaction", hidden=32, depth=10, width=8, stem="small", schedule="cosine", lr=2e-3, steps=400,
+    locator_depth=18, locator_width=8, locator_lr=2e-3, locator_steps=300, segmenter="unet", segmenter_width=8,
+    levels=3, segmenter_lr=2e-3, segmenter_steps=150,
 )  # fmt: skip
 SMOKE: dict[str, Any] = dict(
     task="all", depth=10, width=2, stem="small", locator_depth=10, locator_width=2, segmenter="unet", segmenter_width=2,
@@ -41,15 +41,16 @@ SMOKE: dict[str, Any] = dict(
 )  # fmt: skip
 
 # Changes to the loop's configuration.
-TRAIN: dict[str, dict[str, Any]] = {"paper": dict(batch_size=4), "demo": dict(batch_size=16, eval_every=300)}
+TRAIN: dict[str, dict[str, Any]] = {"paper": dict(batch_size=4), "demo": dict(batch_size=16, eval_every=400)}
 
 # What a comparison runs beside the method itself: changes to Config, and the networks taken over from its run.
 VARIANTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "fundus-only": (dict(modality="fundus"), ()),
     "oct-only": (dict(modality="oct"), ()),
-    "additive": (dict(fusion="linear", auxiliary=False), ()),
+    "additive": (dict(fusion="linear"), ()),
+    "auxiliary": (dict(auxiliary=True), ()),
     "volume": (dict(oct_branch="volume"), ()),
-    "ordinal": (dict(head="ordinal", auxiliary=False), ()),
+    "ordinal": (dict(head="ordinal"), ()),
     "flat": (dict(sharpness=0.5), ()),
     "views": (dict(test_flips=True, test_scales=(0.875, 1.0, 1.125)), ()),
     "labels-shuffled": (dict(control="labels"), ()),
@@ -83,7 +84,9 @@ class Config:
     head: Literal["softmax", "ordinal"] = "softmax"
     """ordinal: is the grade at least 1, at least 2?"""
     auxiliary: bool = False
-    """Heads for each modality alone beside the fused one, whose predictions are averaged too."""
+    """Heads for each modality alone beside the fused one."""
+    test_heads: Literal["all", "fused"] = "all"
+    """Whose predictions are averaged at the test, where there are auxiliary heads: a published recipe takes all."""
     fused_weight: float = 1.0
     """Weight of the fused head's loss beside those of the auxiliary heads."""
     agreement_weight: float = 0.1

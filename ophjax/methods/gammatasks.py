@@ -148,7 +148,7 @@ def grading(config: Config) -> Part:
                     volume[:, :, ::-1] if other else volume,
                 )  # fmt: skip
                 to_probs = losses.ordinal_probs if ordinal else jax.nn.softmax
-                probs += [to_probs(head) for head in logits.values()]
+                probs += [to_probs(x) for name, x in logits.items() if name == "fused" or config.test_heads == "all"]
         many = len(probs) > 1
         return {"probs": losses.sharpened_mean(jnp.stack(probs), power=config.test_power) if many else probs[0]}
 
