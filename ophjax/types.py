@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import flax.struct
@@ -84,6 +85,8 @@ class Method(NamedTuple):
       watch: the score by which the best checkpoint is kept, larger being better.
       export: ``export(key, state, batch) -> {name: array [b, h, w] or [b, h, w, r], in [0, 1]}``: maps that a run
         leaves as pictures of every training image (split ``train``); None where there are none.
+      submit: ``submit(folder, examples)`` writes the answers to the test split in a challenge's official files, on the
+        host; ``examples`` gives the name of each with its outputs and what else is known of it.
     """
 
     init: Callable[[Key, Batch], TrainState]
@@ -93,3 +96,4 @@ class Method(NamedTuple):
     scores: Callable[[Mapping[str, np.ndarray]], dict[str, float]]
     watch: str
     export: Callable[[Key, TrainState, Batch], Outputs] | None = None
+    submit: Callable[[Path, Iterable[tuple[str, Mapping[str, np.ndarray]]]], None] | None = None

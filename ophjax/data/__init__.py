@@ -12,6 +12,7 @@ DATASETS: dict[str, str] = {
     "lesions": "ophjax.data.lesions",
     "organs": "ophjax.data.organs",
     "angles": "ophjax.data.angles",
+    "bscans": "ophjax.data.bscans",
     "folder": "ophjax.data.folder",
     "domains": "ophjax.data.multi",
     "table": "ophjax.data.table",
@@ -31,6 +32,11 @@ DATASETS: dict[str, str] = {
     "asoct": "ophjax.data.builders.asoct",
     "abdomen": "ophjax.data.builders.abdomen",
     "prostate": "ophjax.data.builders.prostate",
+    "pairs": "ophjax.data.pairs",
+    "goals": "ophjax.data.builders.goals",
+    "gamma": "ophjax.data.builders.gamma",
+    "foveas": "ophjax.data.builders.foveas",
+    "octlayers": "ophjax.data.builders.octlayers",
 }
 
 

@@ -106,8 +106,8 @@ def image_size(path: Path) -> tuple[int, int]:
     return width, height
 
 
-def read_image(path: Path, size: int, box: Box = WHOLE) -> UInt8[np.ndarray, "size size 3"]:
-    """Decodes an image to RGB of 8 bits and stretches it, or what lies in ``box``, to a square.
+def read_image(path: Path, size: int | tuple[int, int], box: Box = WHOLE) -> UInt8[np.ndarray, "h w 3"]:
+    """Decodes an image to RGB of 8 bits and stretches it, or what lies in ``box``, to a square or to (width, height).
 
     Grey is repeated over the channels, palettes are looked up, transparency is dropped, 16 bits are scaled
     to 8 over their full range, EXIF orientation is applied. The resize is antialiased bilinear. It stretches
@@ -119,9 +119,10 @@ def read_image(path: Path, size: int, box: Box = WHOLE) -> UInt8[np.ndarray, "si
     """
     from PIL import Image, ImageOps
 
+    frame = (size, size) if isinstance(size, int) else size
     with _opened(path) as image:
         # JPEG can be decoded at 1/2, 1/4 or 1/8: at least twice the size wanted leaves the resize its work.
-        enough = 2 * size / min(box.right - box.left, box.bottom - box.top)
+        enough = 2 * max(frame) / min(box.right - box.left, box.bottom - box.top)
         image.draft(None, (math.ceil(enough), math.ceil(enough)))
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I") or image.mode == "F":
@@ -129,7 +130,7 @@ def read_image(path: Path, size: int, box: Box = WHOLE) -> UInt8[np.ndarray, "si
         if "transparency" in image.info:
             image = image.convert("RGBA")
         image = image.convert("RGB")
-        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box.of(*image.size)))
+        return np.asarray(image.resize(frame, Image.Resampling.BILINEAR, box.of(*image.size)))
 
 
 def read_whole(path: Path) -> UInt8[np.ndarray, "h w 3"]:
@@ -163,6 +164,16 @@ def read_codes(path: Path) -> UInt8[np.ndarray, "h w"]:
     if values.dtype.kind not in "bui" or values.min() < 0 or values.max() > 255:
         raise InputError(f"Mask {path} has pixel values outside 0 to 255. Save it as a grey or palette PNG.")
     return values.astype(np.uint8)
+
+
+def read_colours(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """Decodes a mask file whose classes are colours; transparency is dropped.
+
+    Raises:
+      InputError: where the file is missing, is no image, is damaged or has more than 100 megapixels.
+    """
+    with _opened(path) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def check_codes(path: Path, values: UInt8[np.ndarray, "h w"], code: MaskCode) -> None:
@@ -209,19 +220,19 @@ def read_regions(paths: Sequence[Path], code: MaskCode) -> list[UInt8[np.ndarray
 
 
 def stretch_mask(
-    regions: Sequence[UInt8[np.ndarray, "h w"]], size: int, box: Box = WHOLE
-) -> UInt8[np.ndarray, "size size c"]:
-    """Stretches regions, or what lies of them in ``box``, to a square with one channel of 0/1 for each.
+    regions: Sequence[UInt8[np.ndarray, "h w"]], size: int | tuple[int, int], box: Box = WHOLE
+) -> UInt8[np.ndarray, "i j c"]:
+    """Stretches regions, or what lies of them in ``box``, to a square or (width, height), one channel of 0/1 each.
 
     Each region is averaged over the area of the new pixel, which is set where at least half is covered. This
     moves edges less than taking the nearest pixel, and keeps nested regions nested.
     """
     from PIL import Image
 
-    channels = []
+    frame, channels = (size, size) if isinstance(size, int) else size, []
     for region in map(Image.fromarray, regions):
         # Pillow rounds half (127.5) up.
-        channels.append(np.asarray(region.resize((size, size), Image.Resampling.BOX, box.of(*region.size))) >= 128)
+        channels.append(np.asarray(region.resize(frame, Image.Resampling.BOX, box.of(*region.size))) >= 128)
     return np.stack(channels, -1).astype(np.uint8)
 
 

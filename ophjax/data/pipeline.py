@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ophjax.data.sources import Example, Source
+from ophjax.data.sources import Example, Source, size_of
 from ophjax.errors import InputError
 
 if TYPE_CHECKING:
     import grain
+
+AHEAD_BYTES = 1 << 29
+"""Batches of large examples (volumes) are read ahead up to so many bytes, but always one, while the step works."""
 
 
 def train_batches(
@@ -96,7 +99,8 @@ def _batches(
         return {name: _stack(name, [example[name] for example in examples]) for name in examples[0]}
 
     # Positions are batched, which costs nothing, and each process reads its rows of every batch.
-    return iter(order.batch(batch_size * count).map(read).to_iter_dataset(_options(threads)))
+    options = _options(threads, batch_size * size_of(source))
+    return iter(order.batch(batch_size * count).map(read).to_iter_dataset(options))
 
 
 def _check(source: Source, batch_size: int, process: tuple[int, int]) -> tuple[int, int]:
@@ -130,10 +134,13 @@ def _read(source: Source, position: int) -> Example:
     return example
 
 
-def _options(threads: int | None) -> grain.ReadOptions:
+def _options(threads: int | None, batch_bytes: int) -> grain.ReadOptions:
     import grain
 
     # Threads, not processes: Pillow and NumPy release the interpreter lock, and workers would copy batches.
     threads = threads or min(os.cpu_count() or 1, 16)
     # Grain's own default keeps 500 elements ahead, which here are whole batches.
-    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 2)
+    ahead = threads + 2
+    if batch_bytes:
+        ahead = min(ahead, max(AHEAD_BYTES // batch_bytes, 1))
+    return grain.ReadOptions(num_threads=min(threads, ahead), prefetch_buffer_size=ahead)

@@ -26,6 +26,8 @@ class Source(Protocol):
 
     Attributes:
       names: one for each example, unique.
+
+    A source of large examples may say by ``example_bytes`` how large they are, so that few are read ahead.
     """
 
     names: list[str]
@@ -33,6 +35,11 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example: ...
+
+
+def size_of(source: Source) -> int:
+    """The bytes of an example as the source says; 0 where it does not."""
+    return getattr(source, "example_bytes", 0)
 
 
 class Dataset(NamedTuple):
@@ -84,6 +91,7 @@ class Subset:
         self._source = source
         self._indices = [int(index) for index in indices]
         self.names = [source.names[index] for index in self._indices]
+        self.example_bytes = size_of(source)
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -147,6 +155,7 @@ class Balanced:
     def __init__(self, source: Source):
         self._source = source
         self.names = source.names
+        self.example_bytes = size_of(source)
         labels = np.array([int(source[i]["label"]) for i in range(len(source))])
         self.groups = [np.flatnonzero(labels == label).tolist() for label in np.unique(labels)]
 
@@ -168,6 +177,7 @@ class Cached:
     def __init__(self, source: Source, *, limit_bytes: int = 1 << 30):
         self._source = source
         self.names = source.names
+        self.example_bytes = size_of(source)
         self._left = limit_bytes
         self._kept: dict[int, Example] = {}
         self._lock = threading.Lock()

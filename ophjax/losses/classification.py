@@ -61,3 +61,20 @@ def softmax_cross_entropy(logits: Float[Array, "b k"], labels: Int[Array, " b"])
             " and integer class indices [b]. Turn one-hot labels into indices with labels.argmax(-1)."
         )
     return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
+
+
+def squashed_twice(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array, " b"]:
+    """Computes the loss of a published baseline: the sigmoid cross-entropy of the *softmax*, against one-hot labels.
+
+    The softmax, already from 0 to 1, goes through a sigmoid again, so that with two classes the loss lies between
+    0.5032 (right) and 1.0032 (wrong) and hardly trains. For comparison only (GOALS spec, section (d)).
+
+    Args:
+      logits: before the softmax.
+      labels: class indices.
+
+    Returns:
+      float32 [b], the mean over the classes.
+    """
+    probs = jax.nn.softmax(logits.astype(jnp.float32))
+    return optax.sigmoid_binary_cross_entropy(probs, jax.nn.one_hot(labels, logits.shape[-1])).mean(-1)

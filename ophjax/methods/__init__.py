@@ -16,6 +16,8 @@ METHODS: dict[str, str] = {
     "ads": "ophjax.methods.ads",
     "diff": "ophjax.methods.diff",
     "selfcal": "ophjax.methods.selfcal",
+    "goals": "ophjax.methods.goals",
+    "gamma": "ophjax.methods.gamma",
 }
 
 

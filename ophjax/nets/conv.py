@@ -120,6 +120,7 @@ class Conv(nn.Module):
       features: output channels.
       size: side of the kernel.
       stride: step between output positions.
+      padding: zeros on each side; None: ``(size - 1) // 2``.
       use_bias: adds a learned constant to each channel.
       kernel_init, dtype, param_dtype: as in ``flax.linen.Conv``.
     """
@@ -127,6 +128,7 @@ class Conv(nn.Module):
     features: int
     size: int = 3
     stride: int = 1
+    padding: int | None = None
     use_bias: bool = True
     kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
     dtype: Any = jnp.float32
@@ -136,7 +138,7 @@ class Conv(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-        y = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride)
+        y = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, padding=self.padding)
         return _add_bias(self, y) if self.use_bias else y
 
 
@@ -144,6 +146,7 @@ class DepthwiseConv(nn.Module):
     """A depthwise convolution that keeps size and channels; parameters as in a grouped ``flax.linen.Conv``."""
 
     size: int = 3
+    use_bias: bool = True
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -151,7 +154,8 @@ class DepthwiseConv(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         shape = (self.size, self.size, 1, x.shape[-1])
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, self.param_dtype)
-        return _add_bias(self, depthwise2d(x.astype(self.dtype), kernel.astype(self.dtype)))
+        y = depthwise2d(x.astype(self.dtype), kernel.astype(self.dtype))
+        return _add_bias(self, y) if self.use_bias else y
 
 
 class ConvTranspose2x2(nn.Module):

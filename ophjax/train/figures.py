@@ -84,6 +84,7 @@ def line_chart(
       boundaries: name and first step of each stage of training, marked by vertical lines.
       noisy: values of single batches: draw a running mean over them, on a logarithmic axis where they span
         more than a factor of 20.
+      across: what the horizontal axis shows.
 
     Returns:
       An ``<svg>`` element.

@@ -12,6 +12,7 @@ import numpy as np
 from ophjax.metrics import ranking
 from ophjax.train import figures, gallery, panel
 from ophjax.train.figures import Curve
+from ophjax.train.profiles import profiles
 from ophjax.train.reading import BOOKKEEPING, Run, decisions, elapsed, is_number, logged, read_run, series
 from ophjax.train.runfolder import write_whole
 from ophjax.train.style import LIGHT, STYLE
@@ -42,6 +43,11 @@ MEANINGS = {
     "soft_dice": ("Soft Dice", "Dice averaged over the thresholds 0.1, 0.3, 0.5, 0.7, 0.9"),
     "soft_iou": ("Soft IoU", "IoU averaged over the thresholds 0.1, 0.3, 0.5, 0.7, 0.9"),
     "dice": ("Dice", "overlap of predicted and true region, 2|A∩B| / (|A|+|B|), threshold 0.5"),
+    "med": (
+        "Edge distance",
+        "mean distance of the predicted edge to the nearest true edge, in pixels of the net's image",
+    ),
+    "ordered": ("Order", "share of columns in which the layers lie in their order"),
     "iou": ("IoU", "overlap of predicted and true region, |A∩B| / |A∪B|, threshold 0.5"),
 }
 """Names and meanings of the scores; ``dice_disc`` is found under ``dice``."""
@@ -97,6 +103,7 @@ def render(run: Run) -> str:
         section("Sample images", gallery.gallery(run)),
         section("Attention maps", gallery.attention(run)),
         section("Maps of training images", gallery.exported(run)),
+        section("Thickness of the layers", profile_charts(run)),
         section("Throughput", speed(run)),
         section("Reproduce and go on", commands(run)),
         section("Details", details(run)),
@@ -304,6 +311,11 @@ def ranks(run: Run) -> str:
         f"{note(f'Number of examples, and its share of the true class; {rule}.')}"
     )
     return grid([chart, matrix])
+
+
+def profile_charts(run: Run) -> str:
+    charts = profiles(run)
+    return f'<div class="grid">{charts}</div>{note("Means over the sample images of each class.")}' if charts else ""
 
 
 def speed(run: Run) -> str:

@@ -1,11 +1,12 @@
-"""What a run leaves when training is over: scores of the test split, predictions.csv and samples.npz."""
+"""What a run leaves when training is over: scores of the test split, predictions.csv, samples.npz and, for a challenge,
+the files of a submission."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ def conclude(method: Method, data: Dataset, config: Config, folder: Path, fitted
     gathered = gather(fitted.forward, key, fitted.state, batches, fitted.mesh)
     scores = method.scores(gathered)
     samples = draw_samples(data, config, fitted, key) | export_maps(method, data, config, folder, fitted)
+    if method.submit is not None and jax.process_count() == 1:
+        method.submit(folder / "submission", answers(data, config, fitted, key))
     if jax.process_index() == 0:
         write_whole(folder / "predictions.csv", predictions_table(gathered, require(data, "test").names).encode())
         stream = io.BytesIO()
@@ -46,6 +49,16 @@ def conclude(method: Method, data: Dataset, config: Config, folder: Path, fitted
         log.write("finish", step=step)
         log.close()
     return scores
+
+
+def answers(data: Dataset, config: Config, fitted: Fitted, key: jax.Array) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Goes through the test split once more: each example's name, with its outputs, maps included, and its rows."""
+    names = require(data, "test").names
+    for number, batch in enumerate(eval_split(data, "test", config, fitted.mesh)):
+        rows, maps = fitted.forward(at(key, number), fitted.state, meshes.place(batch, fitted.mesh))
+        found = {name: np.asarray(value) for name, value in (dict(rows) | dict(maps)).items()}
+        for i in np.flatnonzero(found["weight"] > 0):
+            yield names[found["index"][i]], {name: value[i] for name, value in found.items()}
 
 
 def predictions_table(gathered: Mapping[str, np.ndarray], names: list[str]) -> str:
@@ -87,6 +100,10 @@ def draw_samples(data: Dataset, config: Config, fitted: Fitted, key: jax.Array) 
     samples |= {name: found[name][real][:FEW].astype(np.float16) for name in OF_RATERS if name in found}
     if "mask_probs" in found:
         samples["mask_probs"] = found["mask_probs"][real].astype(np.float16)
+    profiles = {name.removeprefix("profile_"): v for name, v in found.items() if name.startswith("profile_")}
+    if profiles:
+        samples["profiles"] = np.stack(list(profiles.values()), 1)[real]
+        samples["profile_names"] = np.array(json.dumps(list(profiles)))
     looked = {name.removeprefix("attention_"): v for name, v in found.items() if name.startswith("attention_")}
     if looked:
         samples["attention"] = np.stack(list(looked.values()), 1)[real].astype(np.float16)

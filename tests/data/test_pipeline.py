@@ -218,6 +218,26 @@ def test_little_is_read_ahead():
     assert len(read) <= 2 * (1 + 2 + 2)  # the batch taken, and the buffer of threads + 2
 
 
+@pytest.mark.parametrize(("bytes_each", "ahead"), [(1 << 27, 2), (1 << 30, 1), (0, 5)])
+def test_fewer_large_batches_are_read_ahead(bytes_each, ahead):
+    """Half a gigabyte of them, or one; what a source says of itself is heard through those around it."""
+    read = []
+
+    class Large(Arrays):
+        example_bytes = bytes_each
+
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    source = Large([str(i) for i in range(100)], {"image": np.zeros((100, 2, 2, 3), np.uint8)})
+    batches = train_batches(Subset(Cached(source), range(100)), batch_size=2, seed=0, threads=3)
+    next(batches)
+    time.sleep(0.2)
+    batches.close()
+    assert 2 * (1 + ahead - 1) <= len(read) <= 2 * (1 + ahead)
+
+
 def test_exit_without_close_is_quiet():
     script = (
         "import warnings; warnings.simplefilter('error')\n"
