@@ -32,7 +32,7 @@ DATASETS: dict[str, str] = {
     "asoct": "ophjax.data.builders.asoct",
     "abdomen": "ophjax.data.builders.abdomen",
     "prostate": "ophjax.data.builders.prostate",
-    "pairs": "ophjax.data.pairs",
+    "eyes": "ophjax.data.eyes",
     "goals": "ophjax.data.builders.goals",
     "gamma": "ophjax.data.builders.gamma",
     "foveas": "ophjax.data.builders.foveas",

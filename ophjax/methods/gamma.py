@@ -27,7 +27,7 @@ PAPER = {
 }
 
 # The data set where none is named.
-DATA = "pairs"
+DATA = "eyes"
 
 # Changes to Config: nets for two CPU cores, and for tests that learn nothing.
 DEMO: dict[str, Any] = dict(
@@ -228,7 +228,7 @@ def make(config: Config) -> Method:
             if lacking:
                 raise InputError(
                     f"The data set has no {lacking[0]}, which the task {task} needs. Choose another one, such as "
-                    "--data pairs, or another --method.task."
+                    "--data eyes, or another --method.task."
                 )
             for found, made in zip((params, stats, opt), part.init(key, batch), strict=True):
                 found.update(made)

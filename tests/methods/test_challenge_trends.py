@@ -12,7 +12,7 @@ from statistics import mean
 import pytest
 
 import compare
-from ophjax.data import pairs
+from ophjax.data import eyes
 from ophjax.methods import goals
 from ophjax.train.logs import read_events
 
@@ -51,8 +51,8 @@ def test_layers_and_glaucoma(tmp_path):
 def test_both_modalities_tell_what_neither_does(tmp_path):
     """Fused grading beats each modality by 0.15 kappa, and these stay under their computed ceilings (with a margin of
     0.06 for 400 cases)."""
-    found = table(tmp_path, "gamma", "pairs", ("fundus-only", "oct-only"))
-    ceiling = pairs.ceilings()["tuned"]
+    found = table(tmp_path, "gamma", "eyes", ("fundus-only", "oct-only"))
+    ceiling = eyes.ceilings()["tuned"]
     for both, one, other in zip(found["gamma"], found["fundus-only"], found["oct-only"], strict=True):
         best = max(one["kappa"], other["kappa"])
         assert both["kappa"] >= 0.8 and both["kappa"] >= best + 0.15 and best <= ceiling + 0.06
@@ -60,7 +60,7 @@ def test_both_modalities_tell_what_neither_does(tmp_path):
 
 def test_an_interaction_needs_more_than_a_sum(tmp_path):
     """On the rule xor a linear layer on both branches learns nothing, a hidden layer on their product does."""
-    found = table(tmp_path, "gamma", "pairs", ("additive",), "--data.rule", "xor")
+    found = table(tmp_path, "gamma", "eyes", ("additive",), "--data.rule", "xor")
     assert mean(scores["kappa"] for scores in found["gamma"]) > 0.8
     assert abs(mean(scores["kappa"] for scores in found["additive"])) < 0.15
 

@@ -1,4 +1,4 @@
-"""Pairs: a drawn fundus picture and a drawn OCT volume whose grade depends on both.
+"""Drawn eyes: a fundus picture and an OCT volume whose grade depends on both.
 
 The picture shows a disc with a cup of relative height v and a dark fovea, the volume a bright upper band that is the
 thicker the larger t. With rule ``sum`` the grade is that of z = v + (1 - t), cut where a half and 76 % of all cases lie
@@ -174,12 +174,12 @@ def draw(config: Config, index: int) -> Example:
     }
 
 
-class Pairs:
+class Eyes:
     """An endless source cut to a number of examples; see ``draw``."""
 
     def __init__(self, config: Config, indices: range):
         self._config, self._indices = config, indices
-        self.names = [f"pair-{config.seed}-{index:06d}" for index in indices]
+        self.names = [f"eye-{config.seed}-{index:06d}" for index in indices]
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -202,8 +202,8 @@ def make(config: Config) -> Dataset:
                 f"--data.{name} is {given}; expected at least {bound}, and at most {_ROOM} pairs in a split."
             )
     splits: dict[str, Source] = {
-        part: Cached(Pairs(config, range(first, first + getattr(config, part)))) for part, first in _FIRST.items()
+        part: Cached(Eyes(config, range(first, first + getattr(config, part)))) for part, first in _FIRST.items()
     }
     splits["masks"] = Subset(splits["train"], range(config.train))
     note = ", ".join(f"{len(splits[part])} {part}" for part in _FIRST)
-    return Dataset("pairs", REGIONS, GRADES, splits, f"{note}; drawn by seed {config.seed}, rule {config.rule}.")
+    return Dataset("eyes", REGIONS, GRADES, splits, f"{note}; drawn by seed {config.seed}, rule {config.rule}.")
