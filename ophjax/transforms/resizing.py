@@ -1,7 +1,7 @@
 """Bicubic resizing as the super-resolution community computes it: MATLAB's, byte for byte, and PyTorch's.
 
 Both are linear along each axis, so a resize is two small matrices; the same ones serve NumPy on the host and JAX on
-the device. ``jax.image.resize`` is neither of them: its kernel has a = -0.5 without MATLAB's borders, PyTorch's a = -0.75.
+the device. ``jax.image.resize`` is neither of them: it has a = -0.5, but not MATLAB's borders; PyTorch has a = -0.75.
 """
 
 from __future__ import annotations
