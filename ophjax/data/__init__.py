@@ -12,6 +12,8 @@ DATASETS: dict[str, str] = {
     "lesions": "ophjax.data.lesions",
     "organs": "ophjax.data.organs",
     "angles": "ophjax.data.angles",
+    "textures": "ophjax.data.textures",
+    "superres": "ophjax.data.superres",
     "folder": "ophjax.data.folder",
     "domains": "ophjax.data.multi",
     "table": "ophjax.data.table",

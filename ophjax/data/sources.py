@@ -43,6 +43,8 @@ class Dataset(NamedTuple):
         ``test`` hold all domains.
       note: one sentence on how the split was made.
       domains: names of the domains 0, 1, ...: the source, then the targets.
+      scale: how many times larger the ``target`` of an example is than its ``image`` (super-resolution, see
+        ``pairs``); 1 where there is no such pair.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Dataset(NamedTuple):
     splits: dict[str, Source]
     note: str
     domains: tuple[str, ...] = ()
+    scale: int = 1
 
 
 class Arrays:

@@ -14,12 +14,14 @@ METHODS: dict[str, str] = {
     "fccl": "ophjax.methods.fccl",
     "m2dan": "ophjax.methods.m2dan",
     "ads": "ophjax.methods.ads",
+    "dualsr": "ophjax.methods.dualsr",
 }
 
 
 def fit_to(config: Any, data: Any) -> Any:
-    """Fills in what a method's configuration takes over from a data set: the names of regions, classes, domains."""
-    taken = {"regions", "classes", "domains"} & {field.name for field in dataclasses.fields(config)}
+    """Fills in what a method's configuration takes over from a data set: the names of regions, classes, domains,
+    the scale of its pairs."""
+    taken = {"regions", "classes", "domains", "scale"} & {field.name for field in dataclasses.fields(config)}
     return dataclasses.replace(config, **{name: getattr(data, name) for name in taken})
 
 

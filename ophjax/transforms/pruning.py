@@ -55,7 +55,7 @@ class Unit(NamedTuple):
       width: number of channels.
       outputs: the producer's leaves.
       inputs: the consumer's kernel.
-      bias: the consumer's bias where it has one: a site of one channel, whose entries are the whole bias.
+      bias: the consumer's bias where it has one: a site on axis 0 whose block is the whole bias.
     """
 
     name: str
@@ -122,6 +122,11 @@ def by_channel(
 def spatial_norms(kernel: Float[Array, "k k i o"]) -> Float[Array, " i"]:
     """Sums, over outputs, the 2-norms over the kernel's positions: the score of dualsr spec, (e.2)."""
     return jnp.sqrt((kernel**2).sum((0, 1))).sum(-1)
+
+
+def frobenius_norms(kernel: Float[Array, "k k i o"]) -> Float[Array, " i"]:
+    """The 2-norm of all that belongs to an input channel."""
+    return jnp.sqrt((kernel**2).sum((0, 1, 3)))
 
 
 def rank(scores: Float[Array, " n"], plan: Layout) -> Int[Array, " n"]:
