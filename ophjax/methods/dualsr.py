@@ -48,15 +48,14 @@ DATA = "textures"
 
 # Changes to Config: a net for one CPU core (2x), and one for tests that learns nothing.
 DEMO: dict[str, Any] = dict(
-    blocks=3, width=12, patch=48, dual_width=16, dual_steps=600, freeze_dual=True, dual_weight=0.5, lr=1e-3, steps=800,
-    compress_patch=48, search_steps=100, search_lr=3e-4, numbers_lr=0.03, selection_batches=4, refit_lr=2e-5,
-    tune_steps=150, tune_lr=3e-4,
+    blocks=3, width=12, patch=32, dual_width=16, dual_steps=1000, dual_lr=3e-3, freeze_dual=True, dual_weight=1.0,
+    lr=1e-3, steps=600, compress_patch=32, search_steps=100, search_lr=3e-4, numbers_lr=0.03, selection_batches=4,
+    refit_lr=2e-5, tune_steps=150, tune_lr=3e-4,
 )  # fmt: skip
 SMOKE: dict[str, Any] = dict(
-    blocks=2, width=8, patch=32, augment=False, dual_width=4, dual_steps=2, lr=2e-4, steps=2, ratio=0.3,
-    compress_patch=32,
-    search_steps=2, search_lr=2e-4, numbers_lr=1e-3, selection_batches=1, selection_at_once=16, tune_steps=2,
-    tune_lr=2e-4,
+    blocks=2, width=8, patch=32, augment=False, dual_width=4, dual_steps=2, dual_lr=2e-4, lr=2e-4, steps=2, ratio=0.3,
+    compress_patch=32, search_steps=2, search_lr=2e-4, numbers_lr=1e-3, selection_batches=1, selection_at_once=16,
+    tune_steps=2, tune_lr=2e-4,
 )  # fmt: skip
 
 # Changes to the loop's configuration.
@@ -109,6 +108,8 @@ class Config:
     """Weights of the primal loss at each scale, the input's own first; none: 1 each."""
     dual_steps: int = 0
     """Batches on which the dual networks learn alone first, from true pairs; short trainings need it."""
+    dual_lr: float = 1e-4
+    """Adam's learning rate on these, falling by a cosine to a thousandth."""
     freeze_dual: bool = False
     """Leave the dual networks as they are afterwards."""
     patch: int = 384
@@ -176,7 +177,7 @@ def check(config: Config) -> None:
     phases = config.scale.bit_length() - 1
     ones = ("blocks", "width", "patch", "compress_patch", "search_steps", "selection_at_once", "selection_batches")
     zeros = ("dual_width", "dual_weight", "dual_steps", "steps", "adapt_steps", "tune_steps", "distil_weight")
-    rates = ("lr", "search_lr", "numbers_lr", "refit_lr", "tune_lr")
+    rates = ("lr", "dual_lr", "search_lr", "numbers_lr", "refit_lr", "tune_lr")
     rules = {name: (getattr(config, name) >= 1, "at least 1") for name in ones}
     rules |= {name: (getattr(config, name) >= 0, "at least 0") for name in zeros}
     rules |= {name: (getattr(config, name) > 0, "above 0") for name in rates}
@@ -296,7 +297,7 @@ def make(config: Config) -> Method:
 
     # Name, steps, loss, split, networks, rate: the stages around the compression, in their order.
     before = [
-        ("dual", config.dual_steps if closed else 0, learn_dual, "train", ("dual",), config.lr),
+        ("dual", config.dual_steps if closed else 0, learn_dual, "train", ("dual",), config.dual_lr),
         ("training", config.steps, learn, "train", trained, config.lr),
         ("adaptation", config.adapt_steps, adapt, "adapt", trained, config.lr),
     ]

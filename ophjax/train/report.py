@@ -26,6 +26,9 @@ MEANINGS = {
     "soft_dice": ("Soft Dice", "Dice averaged over the thresholds 0.1, 0.3, 0.5, 0.7, 0.9"),
     "soft_iou": ("Soft IoU", "IoU averaged over the thresholds 0.1, 0.3, 0.5, 0.7, 0.9"),
     "dice": ("Dice", "overlap of predicted and true region, 2|A∩B| / (|A|+|B|), threshold 0.5"),
+    "psnr": ("PSNR", "peak signal-to-noise ratio in dB, on luma without a border"),
+    "ssim": ("SSIM", "structural similarity, on luma without a border"),
+    "consistency": ("LR consistency", "PSNR in dB of the result, shrunk again, against the input"),
     "iou": ("IoU", "overlap of predicted and true region, |A∩B| / |A∪B|, threshold 0.5"),
 }
 """Names and meanings of the scores; ``dice_disc`` is found under ``dice``."""
@@ -75,6 +78,7 @@ def render(run: Run) -> str:
         section("Training", training(run)),
         section("Classification of the test split", ranks(run)),
         section("Sample images", gallery.gallery(run)),
+        section("Restored images", gallery.restored(run)),
         section("Attention maps", gallery.attention(run)),
         section("Throughput", speed(run)),
         section("Reproduce and go on", commands(run)),

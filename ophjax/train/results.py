@@ -23,6 +23,10 @@ from ophjax.types import Method
 
 SAMPLED = ("image", "mask", "mask_weight", "label", "domain", "index", "probs")
 """What samples.npz takes over as it is."""
+RESTORED = 6
+"""Restored images, which may be large, and their truths that samples.npz keeps."""
+RESTORATION = ("psnr", "ssim", "consistency")
+"""Scores of restored images that predictions.csv lists."""
 
 
 def conclude(method: Method, data: Dataset, config: Config, folder: Path, fitted: Fitted) -> dict[str, float]:
@@ -46,13 +50,14 @@ def conclude(method: Method, data: Dataset, config: Config, folder: Path, fitted
 
 
 def predictions_table(gathered: Mapping[str, np.ndarray], names: list[str]) -> str:
-    """Makes the CSV of one row per test example: name, domain, label, probability, predicted class, overlaps."""
+    """Makes the CSV of one row per test example: name, domain, label, probability, predicted class,
+    overlaps, scores of restored images."""
     columns: dict[str, Any] = {"name": [names[i] for i in gathered["index"]]}
     columns |= {name: gathered[name].tolist() for name in ("domain", "label") if name in gathered}
     if "probs" in gathered:
         columns |= class_columns(gathered["probs"])
     for name in sorted(gathered):
-        if name.startswith("dice_"):  # an image without a mask has none
+        if name.startswith(("dice_", *RESTORATION)):  # an image without a mask has none
             columns[name] = ["" if np.isnan(v) else f"{v:.4f}" for v in gathered[name]]
     stream = io.StringIO()
     table = csv.writer(stream, lineterminator="\n")
@@ -83,6 +88,8 @@ def draw_samples(data: Dataset, config: Config, fitted: Fitted, key: jax.Array) 
     samples = {name: found[name][real] for name in SAMPLED if name in found}
     if "mask_probs" in found:
         samples["mask_probs"] = found["mask_probs"][real].astype(np.float16)
+    if "restored" in found:
+        samples |= {name: found[name][real][:RESTORED] for name in ("restored", "target")}
     looked = {name.removeprefix("attention_"): v for name, v in found.items() if name.startswith("attention_")}
     if looked:
         samples["attention"] = np.stack(list(looked.values()), 1)[real].astype(np.float16)
