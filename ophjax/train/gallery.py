@@ -55,7 +55,7 @@ def gallery(run: Run) -> str:
 
 
 def restored(run: Run) -> str:
-    """Builds rows of magnified pictures: bicubic, restored, true; empty where the run restores none."""
+    """Builds rows of magnified pictures: bicubic, restored, true; empty where there are none."""
     samples = run.samples
     if not {"image", "restored", "target"} <= samples.keys():
         return ""
@@ -89,8 +89,8 @@ def note_of_crops(target: Array) -> str:
     """Says what the pictures side by side show."""
     side = min(CROP, *target.shape[1:3])
     return (
-        f'<p class="note">The middle {side} x {side} pixels, pixels as squares; PSNR and SSIM are of the whole image, on'
-        " luma without its border.</p>"
+        f'<p class="note">The middle {side} x {side} pixels, pixels as squares; PSNR and SSIM are of the whole image,'
+        " on luma without its border.</p>"
     )
 
 
