@@ -33,7 +33,7 @@ class Config:
 
     root: str = ""
     """The folder."""
-    size: int = 96
+    size: int = 256
     """Side of the square tiles in high resolution, a multiple of the scale; at most the images' shorter side."""
     step: int = 0
     """Pixels from one training tile to the next; 0: the tiles do not overlap."""
