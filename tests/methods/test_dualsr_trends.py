@@ -33,7 +33,7 @@ def trained(tmp_path_factory):
 
 @pytest.mark.trend
 def test_the_closed_loop_keeps_to_its_input(trained):
-    """With dual regression the result shrinks to its input more closely, for every seed; PSNR is not worse by 0.1 dB."""
+    """Results shrink to their input more closely, for every seed; PSNR is not worse by 0.1 dB on average."""
     (closed, _), (plain, _) = trained("dualsr"), trained("primal-only")
     assert all(a["consistency"] > b["consistency"] for a, b in zip(closed, plain, strict=True))
     assert statistics.mean(a["psnr"] - b["psnr"] for a, b in zip(closed, plain, strict=True)) > -0.1
