@@ -331,11 +331,8 @@ def make(config: Config) -> Method:
 
     def predict(key: Key, state: TrainState, batch: Batch) -> Outputs:
         del key
-        image = batch["image"].astype(jnp.float32)
-        primal = state.params["primal"]
-        if compression:
-            primal = pruning.scale_inputs(primal, compression.units, state.extra["mask"])
-        return {"restored": quantise(forward(primal, image).images[-1]).astype(jnp.uint8)}
+        restored = forward(masked(config, state), batch["image"].astype(jnp.float32))
+        return {"restored": quantise(restored.images[-1]).astype(jnp.uint8)}
 
     def metrics(outputs: Outputs, batch: Batch) -> Pairs:
         """Scores on luma without a border of the scale's width; consistency: what MATLAB's shrinking makes of the
