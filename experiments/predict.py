@@ -50,13 +50,11 @@ def load(model: Path) -> tuple[Any, Any]:
 
 def from_run(folder: Path) -> tuple[Any, Any]:
     """Loads the network of a run."""
-    import jax
-
     from ophjax.types import TrainState
 
     config, state = read_run(folder)
     module = methods.load("dualsr")
-    whole = TrainState(step=jax.numpy.zeros(()), params=state["params"], opt={}, extra=state["extra"])
+    whole = TrainState(step=np.zeros((), np.int32), params=state["params"], opt={}, extra=state["extra"])
     if config.ratio:
         return module.compact(config, whole)
     return module.build(config), whole.params["primal"]

@@ -217,12 +217,14 @@ def compact(config: Config, state: TrainState) -> tuple[DRN, Any]:
     """Takes the masked channels out of a finished state: the smaller network and its parameters.
 
     Raises:
-      InputError: the run compressed nothing.
+      InputError: the run compressed nothing, or has not chosen all channels yet.
     """
     net = build(config)
     if not config.ratio:
         raise InputError("This run did not compress: its --method.ratio is 0. Run it with a ratio, such as 0.5.")
     kept = pruning.kept_channels(np.asarray(state.extra["mask"]), units(net))
+    if [len(channels) for channels in kept.values()] != np.asarray(state.extra["counts"]).tolist():
+        raise InputError("This run has not chosen all its channels yet. Let it go on to its end: --resume.")
     params = pruning.prune(state.params["primal"], units(net), kept)
     return net.clone(inner=tuple(len(channels) for channels in kept.values())), params
 

@@ -230,6 +230,9 @@ def test_compact_needs_a_compressed_run(batch):
     made, _, state = begun(batch, ratio=0.0)
     with pytest.raises(InputError, match="did not compress"):
         dualsr.compact(made, state)
+    made, _, state = begun(batch, widths="uniform")
+    with pytest.raises(InputError, match="not chosen all its channels"):
+        dualsr.compact(made, state)
 
 
 def test_scores_of_the_truth_and_of_bicubic(batch):
