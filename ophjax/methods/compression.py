@@ -83,21 +83,12 @@ class Compression:
         """The search, where there is one, and the selection."""
         config, found = self.config, []
         if self.searches:
-            found.append(
-                Stage(
-                    "search",
-                    config.search_steps,
-                    self.search,
-                    "search",
-                    (*self.trained, "numbers"),
-                    enter=self.remember,
-                )
-            )
+            nets = (*self.trained, "numbers")
+            found.append(Stage("search", config.search_steps, self.search, "search", nets, enter=self.remember))
         if self.learns:
             most = self.among.counts.max(1) if self.searches else self.uniform
-            found.append(
-                Stage("selection", self.greedy.steps(most), self.select, "train", ("primal",), enter=self.switch_off)
-            )
+            steps = self.greedy.steps(most)
+            found.append(Stage("selection", steps, self.select, "train", ("primal",), enter=self.switch_off))
         else:
             found.append(Stage("selection", 1, self.look, "train", (), enter=self.pick))
         return found
