@@ -2,7 +2,7 @@
 
 Prints, for each stage, the compile time, the step time with a batch that lies on the device, the images per second
 the pipeline delivers alone (first epoch, and from the cache), their ratio, and the peak memory of the process.
-With --variants the last stage's step is timed in turns with that of other variants of the method; with
+With --variants the last stage's step and the prediction are timed in turns with those of other variants; with
 --convolutions the library's convolutions are timed in turns with plain lax; with --dfgt DiFF's search for many images
 in one program is timed against Python loops over the images.
 """
@@ -74,6 +74,7 @@ class Bench:
         start = time.perf_counter()
         self.state = jax.block_until_ready(init(jax.random.key(self.train.seed)))
         self.init_s = time.perf_counter() - start
+        self.predict = jax.jit(self.method.predict)
 
     def enter(self, stage: Any) -> float:
         """Goes to a stage: places a batch, compiles and runs its first step; returns the seconds of that step."""
@@ -91,6 +92,14 @@ class Bench:
 
         start = time.perf_counter()
         self.state, _ = jax.block_until_ready(self.step(jax.random.key(0), self.state, self.batch))
+        return time.perf_counter() - start
+
+    def infer(self) -> float:
+        """Seconds of one prediction of the batch that ``enter`` placed."""
+        import jax
+
+        start = time.perf_counter()
+        jax.block_until_ready(self.predict(jax.random.key(0), self.state, self.batch))
         return time.perf_counter() - start
 
 
@@ -118,11 +127,13 @@ def measure(options: argparse.Namespace) -> dict:
                 "pipeline_over_step": cached / (train.batch_size / taken),
             }
         )
-    found["step_over_variant"] = {}
+    found["step_over_variant"], found["prediction_over_variant"] = {}, {}
     for variant in options.variants:
         other = Bench(options, variant)
         other.enter(other.method.stages[-1])
         found["step_over_variant"][variant] = in_turns(bench.run, other.run, options.steps)
+        bench.infer(), other.infer()  # compiles
+        found["prediction_over_variant"][variant] = in_turns(bench.infer, other.infer, options.steps)
     found["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"method": options.method, "preset": options.preset, "platform": jax.devices()[0].platform} | found
 
@@ -305,7 +316,8 @@ def describe(found: dict) -> None:
             f"{stage['pipeline_over_step']:.1f} times what the step takes"
         )
     for variant, ratio in found["step_over_variant"].items():
-        print(f"  its last stage's step takes {ratio:.2f} times that of {variant}")
+        predicts = found["prediction_over_variant"][variant]
+        print(f"  its last stage's step takes {ratio:.2f} times that of {variant}, its prediction {predicts:.2f} times")
     print(f"  peak memory {found['peak_memory_mib']:.0f} MiB")
 
 

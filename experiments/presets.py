@@ -15,7 +15,8 @@ PRESETS = ("demo", "paper", "smoke")
 def preset(name: str, method: str, dataset: str | None = None) -> tuple[Any, Any, TrainConfig]:
     """Makes the three configurations of a preset: method, data (by default the method's own), training.
 
-    ``paper`` leaves every default of the method as it is, on images of 256 x 256. ``demo`` is made for two CPU cores:
+    ``paper`` leaves every default of the method as it is, on images of 256 x 256 (or as the data
+    set's own ``PAPER`` says). ``demo`` is made for two CPU cores:
     a few minutes on the phantoms. ``smoke`` takes seconds and learns nothing. What a preset changes stands beside each
     ``Config``, in dictionaries of its name. What a method asks of a data set stands in its ``NEEDS``, by name of the
     data set for all presets, and by name/preset for one.
@@ -28,7 +29,7 @@ def preset(name: str, method: str, dataset: str | None = None) -> tuple[Any, Any
     module = methods.load(method)
     source = data.load(dataset or module.DATA)
     method_config, data_config = module.Config(), source.Config()
-    data_config, train = dataclasses.replace(data_config, size=256), TrainConfig()
+    data_config, train = dataclasses.replace(data_config, **getattr(source, "PAPER", {"size": 256})), TrainConfig()
     if name == "demo":
         method_config = dataclasses.replace(method_config, **module.DEMO)
         data_config = dataclasses.replace(data_config, **getattr(source, "DEMO", {"size": 96}))

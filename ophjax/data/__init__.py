@@ -13,6 +13,8 @@ DATASETS: dict[str, str] = {
     "organs": "ophjax.data.organs",
     "angles": "ophjax.data.angles",
     "bscans": "ophjax.data.bscans",
+    "textures": "ophjax.data.textures",
+    "superres": "ophjax.data.superres",
     "folder": "ophjax.data.folder",
     "domains": "ophjax.data.multi",
     "table": "ophjax.data.table",

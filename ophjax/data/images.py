@@ -117,32 +117,25 @@ def read_image(path: Path, size: int | tuple[int, int], box: Box = WHOLE) -> UIn
     Raises:
       InputError: where the file is missing, is no image, is damaged or has more than 100 megapixels.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     frame = (size, size) if isinstance(size, int) else size
     with _opened(path) as image:
         # JPEG can be decoded at 1/2, 1/4 or 1/8: at least twice the size wanted leaves the resize its work.
         enough = 2 * max(frame) / min(box.right - box.left, box.bottom - box.top)
         image.draft(None, (math.ceil(enough), math.ceil(enough)))
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I") or image.mode == "F":
-            image = Image.fromarray(_to_bytes(path, np.asarray(image)))
-        if "transparency" in image.info:
-            image = image.convert("RGBA")
-        image = image.convert("RGB")
+        image = _to_rgb(path, image)
         return np.asarray(image.resize(frame, Image.Resampling.BILINEAR, box.of(*image.size)))
 
 
 def read_whole(path: Path) -> UInt8[np.ndarray, "h w 3"]:
-    """Decodes an image to RGB of 8 bits at its own size, EXIF orientation applied.
+    """Decodes an image to RGB of 8 bits at its own size, as ``read_image`` does.
 
     Raises:
       InputError: as ``read_image``.
     """
-    from PIL import ImageOps
-
     with _opened(path) as image:
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        return np.asarray(_to_rgb(path, image))
 
 
 def read_codes(path: Path) -> UInt8[np.ndarray, "h w"]:
@@ -284,6 +277,17 @@ def _opened(path: Path) -> Iterator[Any]:
         raise InputError(
             f"{path} cannot be decoded as an image ({type(error).__name__}: {error}). Replace or remove it."
         ) from error
+
+
+def _to_rgb(path: Path, image: Any) -> Any:
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        image = Image.fromarray(_to_bytes(path, np.asarray(image)))
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
 
 
 def _to_bytes(path: Path, values: np.ndarray) -> np.ndarray:

@@ -17,7 +17,8 @@ class Source(Protocol):
     An example holds ``image`` uint8 [h, w, 3] and, as the data set has regions or classes, ``mask`` uint8
     [h, w, c] of 0/1 with one channel for each region (regions may be nested) and ``label`` int32 [] the class, -1
     where it is not known. It may hold ``mask_weight`` float32 [], 0 where the mask is not known and its zeros mean
-    nothing, and ``domain`` int32 [], its place among the data set's domains.
+    nothing, and ``domain`` int32 [], its place among the data set's domains. ``pairs`` describes examples for
+    super-resolution.
 
     Where several raters drew masks it holds ``raters`` uint8 [r, h, w, c] of 0/1, in the order of ``Dataset.raters``,
     and ``rater_weight`` float32 [r], 0 where a rater did not draw this image and the zeros mean nothing. Regions are
@@ -52,10 +53,13 @@ class Dataset(NamedTuple):
       splits: ``masks`` (training images with masks), ``train`` (training images with labels), ``val`` and
         ``test``. Where there are several domains, ``train`` is the source alone, ``domains`` the source and the
         unlabelled training images of each target, ``labelled`` (where known) the same with labels, and ``val`` and
-        ``test`` hold all domains.
+        ``test`` hold all domains. Pairs for super-resolution also come as ``search`` (``train``, its halves in turn)
+        and ``adapt`` (``train`` mixed with inputs whose truth is not known).
       note: one sentence on how the split was made.
       domains: names of the domains 0, 1, ...: the source, then the targets.
       raters: names of the raters 0, 1, ..., none where examples have no ``raters``.
+      scale: how many times larger the ``target`` of an example is than its ``image`` (super-resolution, see
+        ``pairs``); 1 where there is no such pair.
     """
 
     name: str
@@ -65,6 +69,7 @@ class Dataset(NamedTuple):
     note: str
     domains: tuple[str, ...] = ()
     raters: tuple[str, ...] = ()
+    scale: int = 1
 
 
 class Arrays:

@@ -18,14 +18,15 @@ METHODS: dict[str, str] = {
     "selfcal": "ophjax.methods.selfcal",
     "goals": "ophjax.methods.goals",
     "gamma": "ophjax.methods.gamma",
+    "dualsr": "ophjax.methods.dualsr",
 }
 
 
 def fit_to(config: Any, data: Any) -> Any:
     """Fills in what a method's configuration takes over from a data set: names of regions, classes, domains, raters;
-    number of training examples."""
-    taken = {"regions", "classes", "domains", "raters"} & {field.name for field in dataclasses.fields(config)}
-    changes = {name: getattr(data, name) for name in taken}
+    the scale of its pairs; the number of training examples."""
+    names = {"regions", "classes", "domains", "raters", "scale"}
+    changes = {name: getattr(data, name) for name in names & {field.name for field in dataclasses.fields(config)}}
     if hasattr(config, "examples"):
         changes["examples"] = len(data.splits.get("train", ())) or config.examples
     return dataclasses.replace(config, **changes)

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ophjax.metrics.restoration import luma_scores
 from ophjax.train.reading import Run
+from ophjax.transforms.resizing import resize_bytes
 
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8
@@ -22,6 +24,10 @@ PICTURES = 12
 """Sample images shown; more would make the page heavy."""
 ATTENTION = 4
 """Sample images whose attention maps are shown."""
+RESTORED = 6
+"""Restored images shown beside their truth."""
+CROP = 72
+"""Side of the part of them that is shown, in pixels."""
 MAPS = 12
 """Attention maps shown for each of them."""
 
@@ -29,7 +35,7 @@ MAPS = 12
 def gallery(run: Run) -> str:
     """Builds the sample images with their outlines and captions; empty where the run has left none."""
     samples = run.samples
-    if "image" not in samples or not len(samples["image"]):
+    if "image" not in samples or not len(samples["image"]) or "restored" in samples:
         return ""
     wrong, right = choose(samples)
     parts = ""
@@ -46,6 +52,46 @@ def gallery(run: Run) -> str:
             '<span class="key"></span> true, <span class="key dashed"></span> predicted (probability 0.5).</p>'
         )
     return legend + parts
+
+
+def restored(run: Run) -> str:
+    """Builds rows of magnified pictures: bicubic, restored, true; empty where there are none."""
+    samples = run.samples
+    if not {"image", "restored", "target"} <= samples.keys():
+        return ""
+    rows = ""
+    for i in range(min(RESTORED, len(samples["restored"]))):
+        truth = samples["target"][i]
+        scale = len(truth) // len(samples["image"][i])
+        shown = {"bicubic": resize_bytes(samples["image"][i], scale, up=True), "restored": samples["restored"][i]}
+        cells = ""
+        for name, image in (shown | {"truth": truth}).items():
+            score = ""
+            if name in shown:
+                psnr, ssim = luma_scores(image.astype(np.float64), truth.astype(np.float64), scale)
+                score = f" · {psnr:.2f} dB, SSIM {ssim:.3f}"
+            drawn = picture(data_uri(middle(image)), f"{name}{i}", ratio=1.0, label=f"{name}, middle part, magnified")
+            cells += f"<figure>{drawn}<figcaption>{name}{score}</figcaption></figure>"
+        rows += f'<p class="caption"><span class="name">{html.escape(name_of(run, i))}</span></p>'
+        rows += f'<div class="cards">{cells}</div>'
+    return note_of_crops(samples["target"]) + rows
+
+
+def middle(image: UInt8[Array, "h w c"]) -> UInt8[Array, "i j c"]:
+    """Cuts out the middle square of at most ``CROP`` pixels and magnifies it by whole pixels."""
+    side = min(CROP, *image.shape[:2])
+    top, left = ((n - side) // 2 for n in image.shape[:2])
+    part = image[top : top + side, left : left + side]
+    return part.repeat(3, 0).repeat(3, 1)
+
+
+def note_of_crops(target: Array) -> str:
+    """Says what the pictures side by side show."""
+    side = min(CROP, *target.shape[1:3])
+    return (
+        f'<p class="note">The middle {side} x {side} pixels, pixels as squares; PSNR and SSIM are of the whole image,'
+        " on luma without its border.</p>"
+    )
 
 
 def attention(run: Run) -> str:

@@ -48,6 +48,9 @@ MEANINGS = {
         "mean distance of the predicted edge to the nearest true edge, in pixels of the net's image",
     ),
     "ordered": ("Order", "share of columns in which the layers lie in their order"),
+    "psnr": ("PSNR", "peak signal-to-noise ratio in dB, on luma without a border"),
+    "ssim": ("SSIM", "structural similarity, on luma without a border"),
+    "consistency": ("LR consistency", "PSNR in dB of the result, shrunk again, against the input"),
     "iou": ("IoU", "overlap of predicted and true region, |A∩B| / |A∪B|, threshold 0.5"),
 }
 """Names and meanings of the scores; ``dice_disc`` is found under ``dice``."""
@@ -101,6 +104,7 @@ def render(run: Run) -> str:
         section("Classification of the test split", ranks(run)),
         section("Raters", panel.panel(run)),
         section("Sample images", gallery.gallery(run)),
+        section("Restored images", gallery.restored(run)),
         section("Attention maps", gallery.attention(run)),
         section("Maps of training images", gallery.exported(run)),
         section("Thickness of the layers", profile_charts(run)),

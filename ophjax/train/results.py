@@ -27,6 +27,10 @@ SAMPLED = ("image", "mask", "mask_weight", "label", "domain", "index", "probs")
 OF_RATERS = ("raters", "rater_weight", "rater_maps")
 """What it takes of the first few samples only: these hold one picture for each rater."""
 FEW = 4
+RESTORED = 6
+"""Restored images, which may be large, and their truths that samples.npz keeps."""
+RESTORATION = ("psnr", "ssim", "consistency")
+"""Scores of restored images that predictions.csv lists."""
 
 
 def conclude(method: Method, data: Dataset, config: Config, folder: Path, fitted: Fitted) -> dict[str, float]:
@@ -62,13 +66,14 @@ def answers(data: Dataset, config: Config, fitted: Fitted, key: jax.Array) -> It
 
 
 def predictions_table(gathered: Mapping[str, np.ndarray], names: list[str]) -> str:
-    """Makes the CSV of one row per test example: name, domain, label, probability, predicted class, overlaps."""
+    """Makes the CSV of one row per test example: name, domain, label, probability, predicted class,
+    overlaps, scores of restored images."""
     columns: dict[str, Any] = {"name": [names[i] for i in gathered["index"]]}
     columns |= {name: gathered[name].tolist() for name in ("domain", "label") if name in gathered}
     if "probs" in gathered:
         columns |= class_columns(gathered["probs"])
     for name in sorted(gathered):
-        if name.startswith("dice_"):  # an image without a mask has none
+        if name.startswith(("dice_", *RESTORATION)):  # an image without a mask has none
             columns[name] = ["" if np.isnan(v) else f"{v:.4f}" for v in gathered[name]]
     stream = io.StringIO()
     table = csv.writer(stream, lineterminator="\n")
@@ -104,6 +109,8 @@ def draw_samples(data: Dataset, config: Config, fitted: Fitted, key: jax.Array) 
     if profiles:
         samples["profiles"] = np.stack(list(profiles.values()), 1)[real]
         samples["profile_names"] = np.array(json.dumps(list(profiles)))
+    if "restored" in found:
+        samples |= {name: found[name][real][:RESTORED] for name in ("restored", "target")}
     looked = {name.removeprefix("attention_"): v for name, v in found.items() if name.startswith("attention_")}
     if looked:
         samples["attention"] = np.stack(list(looked.values()), 1)[real].astype(np.float16)

@@ -281,3 +281,17 @@ def test_raters_are_shown_with_skill_weight_rounds_and_maps(rated):
 
 def test_without_raters_there_is_no_such_section(page):
     assert "Weight over skill" not in page and "Expertness maps" not in page
+
+
+def test_restored_images_stand_beside_bicubic_and_the_truth(tmp_path):
+    """Three pictures in a row with the scores of whole images; a perfect one is called infinite, not an error."""
+    rng = np.random.default_rng(0)
+    target = rng.integers(0, 256, (8, 40, 40, 3), dtype=np.uint8)
+    samples = {"image": target[:, ::2, ::2], "target": target[:6], "restored": target[:6].copy()}
+    samples["restored"][1] ^= 1
+    write_config(tmp_path)
+    np.savez(tmp_path / "samples.npz", **samples)
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert page.text.count("bicubic ·") == 6 and page.text.count("truth") >= 6
+    assert "restored · inf dB, SSIM 1.000" in page.text and "restored · 5" in page.text
+    assert "Sample images" not in page.text

@@ -1,0 +1,99 @@
+"""Take the channels that a dualsr run has pruned out of its network: python experiments/compact.py RUN_FOLDER
+
+Writes into RUN_FOLDER/compact: primal.safetensors and dual.safetensors (names of DRN's released PyTorch program),
+widths.txt (one channel number a line, in that program's order), and checkpoints/, from which run.py goes on training
+the smaller network as it prints. A .pt file of the released program given instead of a run is converted to safetensors.
+"""
+
+import argparse
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import predict
+from ophjax import methods
+from ophjax.errors import InputError
+from ophjax.train import host
+
+
+def arguments(argv: list[str]) -> argparse.Namespace:
+    """Reads the options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("model", type=Path, help="folder of a dualsr run with --method.ratio, or a .pt file to convert")
+    parser.add_argument("--out", type=Path, help="folder, or for a .pt file the file, to write")
+    return parser.parse_args(argv)
+
+
+def compact(folder: Path, out: Path) -> str:
+    """Writes the smaller network of a run and says what it is and how to go on with it."""
+    import jax
+    import jax.numpy as jnp
+
+    from ophjax import trees
+    from ophjax.nets import superres, superres_weights
+    from ophjax.train.checkpoint import Checkpoints
+    from ophjax.types import TrainState
+
+    config, found = predict.read_run(folder)
+    state = TrainState(step=jnp.zeros((), jnp.int32), params=found["params"], opt={}, extra=found["extra"])
+    net, params = methods.load("dualsr").compact(config, state)
+    dense = methods.load("dualsr").build(config)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "widths.txt").write_text("".join(f"{count}\n" for count in superres.inner_of(net)))
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {error}. Give an --out folder that can be.") from error
+    superres_weights.write_weights(out / "primal.safetensors", superres_weights.to_state_dict(net, params))
+    networks = {"primal": params}
+    if "dual" in state.params:
+        networks["dual"] = state.params["dual"]
+        superres_weights.write_weights(
+            out / "dual.safetensors", superres_weights.dual_to_state_dict(state.params["dual"])
+        )
+    with closing(Checkpoints(out / "checkpoints")) as saved:
+        saved.save(0, state.replace(params=jax.tree.map(jnp.asarray, networks), extra={}), {"compacted": str(folder)})
+        saved.wait()
+    sizes = [(trees.count(tree), superres.count_madds(one) / 1e9)
+             for one, tree in ((dense, state.params["primal"]), (net, params))]  # fmt: skip
+    taken = " ".join(f"{name}={out}" for name in networks)
+    inner = " ".join(map(str, superres.inner_of(net)))
+    (before, dense_madds), (after, madds) = sizes
+    return (
+        f"{out}: {before:,} parameters became {after:,}; {dense_madds:.2f} G multiply-adds at 96 x 96 became "
+        f"{madds:.2f}.\nTrain it on: python experiments/run.py --method dualsr --name NAME --method.blocks "
+        f"{net.blocks} --method.width {net.width} --method.inner {inner} --start-from {taken}"
+    )
+
+
+def convert(source: Path, target: Path) -> str:
+    """Converts a .pt file to safetensors."""
+    from ophjax.nets import superres_weights
+
+    tensors = superres_weights.read_weights(source)
+    superres_weights.write_weights(target, tensors)
+    return f"{target}: {len(tensors)} tensors"
+
+
+def run(argv: list[str]) -> str:
+    """Runs a command line and returns what it has to say."""
+    options = arguments(argv)
+    if options.model.suffix in (".pt", ".pth"):
+        return convert(options.model, options.out or options.model.with_suffix(".safetensors"))
+    return compact(options.model, options.out or options.model / "compact")
+
+
+def main() -> int:
+    """Runs the command; what the user can mend is one paragraph and exit code 2."""
+    host.cache_programs()
+    try:
+        print(run(sys.argv[1:]))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
