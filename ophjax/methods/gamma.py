@@ -258,4 +258,4 @@ def make(config: Config) -> Method:
 
     stages = tuple(stage for part in parts.values() for stage in part.stages)
     watch = "total" if len(tasks) == len(TASKS) else {"grading": "kappa"}.get(tasks[0], f"score_{tasks[0]}")
-    return Method(init, stages, predict, metrics, scores, watch, write_submission)
+    return Method(init, stages, predict, metrics, scores, watch, submit=write_submission)

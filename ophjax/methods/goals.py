@@ -323,6 +323,5 @@ def make(config: Config) -> Method:
         step = descend(learn_labels, classifier_tx, trains=("classifier",), slot="classifier")
         stages.append(Stage("classifier", config.steps, step, "train", ("classifier",)))
     official = config.regions == LAYERS
-    return Method(
-        init, tuple(stages), predict, metrics, scores, "auc" if classes else "dice", submit if official else None
-    )
+    watch = "auc" if classes else "dice"
+    return Method(init, tuple(stages), predict, metrics, scores, watch, submit=submit if official else None)
