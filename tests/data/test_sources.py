@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ophjax.data.sources import Arrays, Balanced, Joined, Subset, Unlabelled
+from ophjax.data.pipeline import eval_batches
+from ophjax.data.sources import Arrays, Balanced, Cached, Joined, Subset, Unlabelled
 
 
 def source(prefix, labels):
@@ -59,3 +60,56 @@ def test_balanced_groups_by_label():
     assert balanced.groups == [[1], [0, 2, 3], [4]]
     assert len(balanced) == 5 and balanced.names == rare.names
     assert balanced[4]["label"] == 5
+
+
+class Counted(Arrays):
+    """Counts how often each example is read."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.reads = np.zeros(len(self), int)
+
+    def __getitem__(self, index):
+        self.reads[index] += 1
+        return super().__getitem__(index)
+
+
+def counted(count):
+    images = np.arange(count * 12, dtype=np.uint8).reshape(count, 2, 2, 3)
+    return Counted([str(i) for i in range(count)], {"image": images})
+
+
+def test_cache_reads_once_within_its_limit():
+    source = counted(10)
+    cached = Cached(source, limit_bytes=4 * 12)
+    for _ in range(3):
+        for i in range(10):
+            np.testing.assert_array_equal(cached[i]["image"], counted(10)[i]["image"])
+    assert source.reads.tolist() == [1] * 4 + [3] * 6
+    assert cached.names == source.names and len(cached) == 10
+
+
+def test_cache_cannot_be_spoilt():
+    cached = Cached(counted(2))
+    first = cached[0]
+    first["more"] = np.zeros(1)
+    with pytest.raises(ValueError, match="read-only"):
+        first["image"][:] = 0
+    assert set(cached[0]) == {"image"}
+
+
+def test_cache_under_threads():
+    cached = Cached(counted(20), limit_bytes=10 * 12)
+    for batch in eval_batches(cached, batch_size=4, threads=4):
+        np.testing.assert_array_equal(batch["image"], counted(20)._arrays["image"][batch["index"]])
+
+
+def test_subset():
+    subset = Subset(counted(10), np.array([7, 2]))
+    assert subset.names == ["7", "2"] and len(subset) == 2
+    assert subset[1]["image"][0, 0, 0] == 24
+
+
+def test_arrays_of_unequal_length():
+    with pytest.raises(ValueError, match="2 names, but image has 3 rows"):
+        Arrays(["a", "b"], {"image": np.zeros((3, 2))})
