@@ -7,11 +7,9 @@ the other images mean nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from ophjax.data.sources import Example, Source
+from ophjax.data.sources import Chained, Example, Grouped, Source
 from ophjax.errors import InputError
 from ophjax.transforms.resizing import resize_bytes
 
@@ -52,48 +50,11 @@ def input_only(image: np.ndarray, scale: int) -> Example:
     return blank | {"image": image, "target_weight": np.zeros((), np.float32)}
 
 
-class Grouped:
-    """Another source whose groups take turns in training batches (see ``pipeline.train_batches``).
-
-    Attributes:
-      groups: positions of each.
-    """
-
-    def __init__(self, source: Source, groups: Sequence[Sequence[int]]):
-        self._source = source
-        self.names = source.names
-        self.groups = [list(group) for group in groups]
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> Example:
-        return self._source[index]
-
-
 def halves(source: Source) -> Source:
     """Lets two halves of the examples take turns: even rows of a batch from one, odd rows from the other."""
     if len(source) < 2:
         raise InputError("The training split has one example; the search needs two halves of it. Add images.")
     return Grouped(source, [range(0, len(source), 2), range(1, len(source), 2)])
-
-
-class Chained:
-    """Sources one after the other."""
-
-    def __init__(self, parts: Sequence[Source]):
-        self._parts = list(parts)
-        self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
-        self.names = [name for part in self._parts for name in part.names]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> Example:
-        if not 0 <= index < len(self):
-            raise IndexError(f"Example {index} of {len(self)}.")
-        part = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self._parts[part][index - int(self._starts[part])]
 
 
 def with_inputs(paired: Source, inputs: Source, *, tenths: int = 3) -> Source:

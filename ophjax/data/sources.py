@@ -123,7 +123,29 @@ class Unlabelled:
         return example
 
 
-class Joined:
+class Chained:
+    """Sources of the same entries one after the other."""
+
+    def __init__(self, parts: Sequence[Source]):
+        self._parts = list(parts)
+        self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
+        self.names = [name for part in self._parts for name in part.names]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Example:
+        part = self.part_of(index)
+        return self._parts[part][index - int(self._starts[part])]
+
+    def part_of(self, index: int) -> int:
+        """Finds the number of the source that holds an example."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"Example {index} of {len(self)}.")
+        return int(np.searchsorted(self._starts, index, side="right")) - 1
+
+
+class Joined(Chained):
     """The domains of a data set one after the other; each example gets its number as ``domain``.
 
     Training batches take their rows from the domains in turn, whatever their sizes (see ``groups``).
@@ -133,42 +155,39 @@ class Joined:
     """
 
     def __init__(self, parts: Sequence[Source], *, first: int = 0):
-        self._parts = list(parts)
+        super().__init__(parts)
         self._first = first
-        self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
-        self.names = [name for part in self._parts for name in part.names]
         self.groups = [range(a, b) for a, b in zip(self._starts[:-1], self._starts[1:], strict=True)]
 
-    def __len__(self) -> int:
-        return len(self.names)
-
     def __getitem__(self, index: int) -> Example:
-        if not 0 <= index < len(self):
-            raise IndexError(f"Example {index} of {len(self)}.")
-        part = int(np.searchsorted(self._starts, index, side="right")) - 1
-        example = self._parts[part][index - int(self._starts[part])]
-        return example | {"domain": np.full((), self._first + part, np.int32)}
+        return super().__getitem__(index) | {"domain": np.full((), self._first + self.part_of(index), np.int32)}
 
 
-class Balanced:
-    """Another source whose classes take turns in training batches, however rare one of them is.
+class Grouped:
+    """Another source whose groups take turns in training batches, whatever their sizes (see ``pipeline``).
 
     Attributes:
-      groups: the positions of each class.
+      groups: the positions of each.
     """
 
-    def __init__(self, source: Source):
+    def __init__(self, source: Source, groups: Sequence[Sequence[int]]):
         self._source = source
         self.names = source.names
-        self.example_bytes = size_of(source)
-        labels = np.array([int(source[i]["label"]) for i in range(len(source))])
-        self.groups = [np.flatnonzero(labels == label).tolist() for label in np.unique(labels)]
+        self.groups = [list(group) for group in groups]
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Example:
         return self._source[index]
+
+
+class Balanced(Grouped):
+    """Another source whose classes take turns in training batches, however rare one of them is."""
+
+    def __init__(self, source: Source):
+        labels = np.array([int(source[i]["label"]) for i in range(len(source))])
+        super().__init__(source, [np.flatnonzero(labels == label).tolist() for label in np.unique(labels)])
 
 
 class Cached:
