@@ -45,6 +45,8 @@ class Draw(Protocol):
 
     def __call__(self, seed: int, index: int, domain: str, size: int) -> Example: ...
 
+    def __hash__(self) -> int: ...
+
 
 class Drawn:
     """Random access to a range of one domain's examples; nothing is kept between calls."""
