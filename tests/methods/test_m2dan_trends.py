@@ -25,7 +25,8 @@ def optimised():
 
 @functools.cache
 def trained(**changes):
-    """Scores by seed, and how often the critics are right in the last steps; one program serves all seeds."""
+    """Scores by seed, and how often the critics are right before the reversal and at the end (50 steps each); one
+    program serves all seeds."""
     names = dict(classes=angles.CLASSES, domains=tuple(angles.DEVICES))
     method = m2dan.make(m2dan.Config(**m2dan.DEMO | names | changes))
     stage, found = method.stages[0], []
@@ -50,22 +51,26 @@ def trained(**changes):
             for batch in pipeline.eval_batches(data.splits["test"], batch_size=400)
         ]
         scores = method.scores({name: np.concatenate([one[name] for one in gathered]) for name in gathered[0]})
-        found.append(scores | {"critic": float(np.mean([float(one) for one in right[-50:]]))})
+        begins = int(stage.steps * m2dan.DEMO["warmup"])
+        critics = {"before": right[begins - 50 : begins], "after": right[-50:]}
+        found.append(scores | {name: float(np.mean([float(one) for one in some])) for name, some in critics.items()})
     return {name: np.array([one[name] for one in found]) for name in found[0]}
 
 
 @pytest.mark.slow
 @pytest.mark.trend
 def test_adaptation_gains_on_the_targets_and_keeps_the_source(optimised):
-    """Checks 10 and 11, over three seeds (measured here: TODO)."""
+    """Checks 10 and 11, over three seeds against the source alone, everything else being equal."""
     ours, plain = trained(), trained(baseline="source-only")
-    assert (ours["auc"] - plain["auc"]).mean() >= 0.02
+    assert (ours["accuracy"] - plain["accuracy"]).mean() >= 0.05
     assert ours["accuracy_device-a"].mean() >= plain["accuracy_device-a"].mean() - 0.03
 
 
 @pytest.mark.slow
 @pytest.mark.trend
 def test_reversal_blinds_the_critics(optimised):
-    """Check 9: critics on features that know nothing of them tell the four devices apart, reversal takes that away."""
-    assert trained(warmup=0.999)["critic"].min() >= 0.8
-    assert trained()["critic"].max() <= 0.6
+    """Check 9: while nothing is reversed the critics tell the four devices apart (chance is 0.25); reversal takes that
+    away."""
+    ours = trained()
+    assert ours["before"].mean() >= 0.5
+    assert ours["after"].mean() <= 0.45
