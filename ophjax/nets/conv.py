@@ -74,8 +74,7 @@ def conv_each(x: Float[Array, "b h w c"], kernels: Float[Array, "b k k c d"]) ->
     padding = (size - 1) // 2
     if jax.default_backend() != "cpu":
         return jax.vmap(lambda one, kernel: _lax_conv(one[None], kernel, 1, padding)[0])(x, kernels)
-    height, width = x.shape[1:3]
-    columns = _columns(_pad(x, padding), size, height, width, 1)
+    columns = _columns(_pad(x, padding), size, x.shape[1], x.shape[2], 1)
     return jnp.einsum("bijc,bcd->bijd", columns, kernels.reshape(len(x), -1, kernels.shape[4]))
 
 
