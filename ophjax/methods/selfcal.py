@@ -114,7 +114,7 @@ class Config:
     condition: Literal["attention", "concat", "vector"] = "attention"
     """How ConM is told the map: as the query of attention, beside the features, or as a vector at the bottleneck."""
     keep_features: bool = False
-    """The decoder's features join its stages' residual stream. As released, all of the image passes through attention."""
+    """The decoder's features join its stages' residual stream. As released, the image must pass through attention."""
     divm_width: int = 16
     """Channels of DivM."""
     divm_heads: int = 4

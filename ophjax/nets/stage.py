@@ -94,7 +94,7 @@ class AttentionStage(nn.Module):
         if (windowed or self.keep_context) and context is not None and context.shape[:3] != x.shape[:3]:
             raise InputError(
                 f"An attention stage with windows, or one that keeps its context, got maps of {x.shape[1]} x "
-                f"{x.shape[2]} and {context.shape[1]} x {context.shape[2]} positions. They must be the same: resize one."
+                f"{x.shape[2]} and {context.shape[1]} x {context.shape[2]} positions; they must be equal. Resize one."
             )
         norm = nn.LayerNorm(epsilon=1e-5, name="norm", **types)
 
