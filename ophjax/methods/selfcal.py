@@ -48,7 +48,7 @@ NEEDS: dict[str, dict[str, Any]] = {
 # Changes to Config: nets for two CPU cores, and for tests that learn nothing.
 DEMO: dict[str, Any] = dict(
     depth=10, width=8, decoder=8, heads=(4, 4, 2, 1), norm="group", tokens=16, divm_depth=2, stride=2, drop_path=0.0,
-    lr=3e-3, schedule="cosine", steps=200,
+    keep_features=True, lr=3e-3, schedule="cosine", steps=200,
 )  # fmt: skip
 SMOKE: dict[str, Any] = dict(
     depth=10, width=8, decoder=4, heads=(2, 2, 1, 1), norm="group", tokens=4, stride=8, divm_width=4, divm_heads=2,
@@ -72,6 +72,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "no-shuffle": (dict(shuffle_weight=0.0), ()),
     "one-round": (dict(train_rounds=1), ()),
     "concat": (dict(condition="concat"), ()),
+    "released-residual": (dict(keep_features=False), ()),
     "literal-sign": (dict(loss="ssim", control="literal-sign"), ()),
 }
 
@@ -111,8 +112,9 @@ class Config:
     heads: tuple[int, int, int, int] = (8, 4, 2, 1)
     """Attention heads of the decoder, coarse to fine."""
     condition: Literal["attention", "concat", "vector"] = "attention"
-    """How ConM is told the expertness map: as the query of attention, beside the features, or as a vector at the
-    bottleneck."""
+    """How ConM is told the map: as the query of attention, beside the features, or as a vector at the bottleneck."""
+    keep_features: bool = False
+    """The decoder's features join its stages' residual stream. As released, the image must pass through attention."""
     divm_width: int = 16
     """Channels of DivM."""
     divm_heads: int = 4
@@ -225,7 +227,7 @@ def make(config: Config) -> Method:
     )
     conm = ConM(
         regions, config.depth, config.width, config.decoder, config.stem, config.norm, config.heads, config.condition,
-        **settings,
+        keep_features=config.keep_features, **settings,
     )  # fmt: skip
     divm = DivM(
         count, regions, config.divm_width, config.divm_heads, config.divm_depth, config.stride,

@@ -63,6 +63,8 @@ class AttentionStage(nn.Module):
       bound: "pool" or "window", what becomes of larger maps.
       ratio: width of the feed-forward over that of the stage (0.5 in ConM and DivM, 3 in DiFF).
       drop_path: probability of leaving a residual branch out, per example (random stream ``drop_path``).
+      keep_context: adds the embedded context map, of the query's size, to the residual stream as well. What attention
+        passes on must be learned first; this way the context is there from the start (not in the released code).
     """
 
     heads: int
@@ -71,6 +73,7 @@ class AttentionStage(nn.Module):
     ratio: float = 3
     drop_path: float = 0.05
     bound: str = "pool"
+    keep_context: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -88,10 +91,10 @@ class AttentionStage(nn.Module):
         if self.bound not in BOUNDS:
             raise unknown("bound of attention", self.bound, BOUNDS)
         windowed = self.bound == "window"
-        if windowed and context is not None and context.shape[:3] != x.shape[:3]:
+        if (windowed or self.keep_context) and context is not None and context.shape[:3] != x.shape[:3]:
             raise InputError(
-                f"A windowed attention stage got maps of {x.shape[1]} x {x.shape[2]} and {context.shape[1]} x "
-                f'{context.shape[2]} positions, which must be the same. Resize one of them, or take bound="pool".'
+                f"An attention stage with windows, or one that keeps its context, got maps of {x.shape[1]} x "
+                f"{x.shape[2]} and {context.shape[1]} x {context.shape[2]} positions; they must be equal. Resize one."
             )
         norm = nn.LayerNorm(epsilon=1e-5, name="norm", **types)
 
@@ -127,7 +130,8 @@ class AttentionStage(nn.Module):
         else:
             update = mixed.reshape(batch, *grid_of(asked), width)
             update = jax.image.resize(update, asked.shape, "bilinear")
-        y, update = (one.reshape(batch, -1, width) for one in (asked, update.astype(asked.dtype)))
+        stream = asked + told if self.keep_context and context is not None else asked
+        y, update = (one.reshape(batch, -1, width) for one in (stream, update.astype(asked.dtype)))
         y = y + DropPath(self.drop_path, name="drop_attention")(update, train=train)
         fed = FeedForward(self.ratio, name="feed_forward", **types)(y)
         y = y + DropPath(self.drop_path, name="drop_feed_forward")(fed, train=train)

@@ -219,7 +219,7 @@ def test_scores_of_a_batch(one_round, predict, batch):
 
 
 KINDS = {
-    "staple": selfcal.VARIANTS["staple"][0],
+    "staple": selfcal.VARIANTS["staple"][0] | dict(keep_features=True),
     "mrnet": selfcal.VARIANTS["mrnet"][0],
     "bce-v0": selfcal.VARIANTS["bce-v0"][0],
     "concat": selfcal.VARIANTS["concat"][0] | dict(weighting="ratio", told="w", nested=True, stem="small"),
@@ -327,5 +327,5 @@ def test_it_calibrates(tmp_path):
     assert ours["soft_dice_round2"] > ours["soft_dice_round1"] - 0.005
     assert abs(ours["soft_dice_round8"] - ours["soft_dice_round3"]) < 0.02
     assert ours["round_change8"] < 0.5 * ours["round_change2"]
-    assert sum(ours[f"weight_competent-{k}"] for k in (1, 2, 3)) > 0.55
+    assert sum(ours[f"weight_competent-{k}"] for k in (1, 2, 3)) > 0.5
     assert scores["literal-sign"]["soft_dice"] < 0.5 * ours["soft_dice"]
