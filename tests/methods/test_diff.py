@@ -13,7 +13,7 @@ from ophjax import methods, trees
 from ophjax.data import pipeline
 from ophjax.errors import InputError
 from ophjax.methods import diff
-from ophjax.train import loop
+from ophjax.train import loop, mesh
 
 STEPS = 12
 
@@ -251,6 +251,22 @@ def test_variants(variant):
     for network in taken:
         assert jax.tree.structure(state.params[network]) == jax.tree.structure(mine.params[network])
     assert ("expertness" in state.params) == (changes.get("target") is None) == (method.export is not None)
+
+
+def test_drishti(real_data):
+    """The diagnosis side on real data: the copy of Drishti-GS1 at hand has one fused mask for an image, then the
+    single rater; every stage traces with what its batches hold."""
+    config, data_config, train = presets.preset("smoke", "diff", "drishti")
+    data = datasets.load("drishti").make(dataclasses.replace(data_config, root=str(real_data / "drishti_gs1")))
+    config = methods.fit_to(config, data)
+    assert config.classes == ("normal", "glaucoma") and config.examples == len(data.splits["train"]) > 30
+    method, batch = diff.make(config), loop.batch_spec(data, train, mesh.make_mesh())
+    assert "raters" not in batch
+    state = jax.eval_shape(method.init, jax.random.key(0), batch)
+    for stage in method.stages:
+        after, logs = jax.eval_shape(stage.step, jax.random.key(0), state, batch)
+        assert jax.tree.structure(after) == jax.tree.structure(state) and "loss" in logs
+    assert state.extra["found"]["weights"].shape == (config.examples, 1)
 
 
 def test_paper_scale():
