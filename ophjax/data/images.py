@@ -132,6 +132,18 @@ def read_image(path: Path, size: int, box: Box = WHOLE) -> UInt8[np.ndarray, "si
         return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box.of(*image.size)))
 
 
+def read_whole(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """Decodes an image to RGB of 8 bits at its own size, EXIF orientation applied.
+
+    Raises:
+      InputError: as ``read_image``.
+    """
+    from PIL import ImageOps
+
+    with _opened(path) as image:
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+
+
 def read_codes(path: Path) -> UInt8[np.ndarray, "h w"]:
     """Decodes the pixel values of a mask file: grey values, palette indices, or 0/1 for one bit a pixel.
 

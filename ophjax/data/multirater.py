@@ -122,6 +122,11 @@ class AnnotatedSource:
             first = np.zeros((frame[1], frame[0]), np.uint8)
             for one in drawn:
                 first = first if one is None else np.maximum(first, one[0])
+            if not first.any():
+                raise InputError(
+                    f"Image {record.image} has no {self._regions[0]} of any rater to crop by. Add a mask, remove the "
+                    "image, or take whole frames: --data.crop 0."
+                )
             box = images.square_around(record.image, first, self._crop)
         empty = np.zeros((size, size, len(self._regions)), np.uint8)
         masks = np.stack([empty if one is None else images.stretch_mask(one, size, box) for one in drawn])

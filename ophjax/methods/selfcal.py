@@ -42,13 +42,13 @@ PAPER = {
 DATA = "phantoms"
 NEEDS: dict[str, dict[str, Any]] = {
     "phantoms": dict(raters=6, roles=("competent", "over-segmenting")),
-    "phantoms/demo": dict(size=32),
+    "phantoms/demo": dict(size=32, masks=200, val=50, test=200),
 }
 
 # Changes to Config: nets for two CPU cores, and for tests that learn nothing.
 DEMO: dict[str, Any] = dict(
-    depth=10, width=16, decoder=8, heads=(4, 4, 2, 1), norm="group", tokens=8, divm_depth=2, drop_path=0.0,
-    lr=2e-3, schedule="cosine", steps=250,
+    depth=10, width=8, decoder=8, heads=(4, 4, 2, 1), norm="group", tokens=16, divm_depth=2, stride=2, drop_path=0.0,
+    keep_features=True, lr=3e-3, schedule="cosine", steps=200,
 )  # fmt: skip
 SMOKE: dict[str, Any] = dict(
     depth=10, width=8, decoder=4, heads=(2, 2, 1, 1), norm="group", tokens=4, stride=8, divm_width=4, divm_heads=2,
@@ -56,7 +56,7 @@ SMOKE: dict[str, Any] = dict(
 )  # fmt: skip
 
 # Changes to the loop's configuration, by preset.
-TRAIN: dict[str, dict[str, Any]] = {}
+TRAIN: dict[str, dict[str, Any]] = {"demo": dict(batch_size=8)}
 
 # What a comparison runs beside the method itself: changes to Config, and the networks taken over from its run.
 VARIANTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
@@ -72,6 +72,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "no-shuffle": (dict(shuffle_weight=0.0), ()),
     "one-round": (dict(train_rounds=1), ()),
     "concat": (dict(condition="concat"), ()),
+    "released-residual": (dict(keep_features=False), ()),
     "literal-sign": (dict(loss="ssim", control="literal-sign"), ()),
 }
 
@@ -111,8 +112,9 @@ class Config:
     heads: tuple[int, int, int, int] = (8, 4, 2, 1)
     """Attention heads of the decoder, coarse to fine."""
     condition: Literal["attention", "concat", "vector"] = "attention"
-    """How ConM is told the expertness map: as the query of attention, beside the features, or as a vector at the
-    bottleneck."""
+    """How ConM is told the map: as the query of attention, beside the features, or as a vector at the bottleneck."""
+    keep_features: bool = False
+    """The decoder's features join its stages' residual stream. As released, the image must pass through attention."""
     divm_width: int = 16
     """Channels of DivM."""
     divm_heads: int = 4
@@ -122,7 +124,7 @@ class Config:
     stride: int = 4
     """Pixels of the image for each of DivM's positions."""
     tokens: int = 32
-    """Attention is over at most tokens x tokens averages of a map."""
+    """Attention is over at most tokens x tokens positions: windows of ConM's maps, averages of DivM's."""
     feed_forward_ratio: float = 0.5
     """Width of the feed-forward layers over that of the stages."""
     drop_path: float = 0.05
@@ -225,7 +227,7 @@ def make(config: Config) -> Method:
     )
     conm = ConM(
         regions, config.depth, config.width, config.decoder, config.stem, config.norm, config.heads, config.condition,
-        **settings,
+        keep_features=config.keep_features, **settings,
     )  # fmt: skip
     divm = DivM(
         count, regions, config.divm_width, config.divm_heads, config.divm_depth, config.stride,
@@ -327,7 +329,7 @@ def make(config: Config) -> Method:
     def random_weights_round(key: Key, params: Any, extra: Any, batch: Batch) -> tuple[jax.Array, tuple[Any, Logs]]:
         """MRNet's three conditionings as one loss: equal weights 3, random ones 2, a single rater 1, of 6."""
         image, raters, present = unit(batch["image"]), batch["raters"].astype(jnp.float32), batch["rater_weight"]
-        draws = jax.random.exponential(at(key, "random"), (2, *present.shape)) * present
+        draws = jax.random.exponential(at(key, "random"), (2, *present.shape)) * present[None]
         single = jax.nn.one_hot(draws[1].argmax(1), count) * present
         value, stats = jnp.zeros(()), extra["batch_stats"]
         for name, share, drawn in (("equal", 3, present), ("random", 2, draws[0]), ("single", 1, single)):

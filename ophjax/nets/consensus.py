@@ -57,7 +57,8 @@ class ConM(nn.Module):
     """Segments an image given an expertise map: ResNet encoder, and a decoder that asks with the map.
 
     After each decoder block an ``AttentionStage`` has the embedded map as its query (and residual) stream and the
-    decoder's features as keys and values, so that what goes on is the map, filled in from the image. Images of any size
+    decoder's features as keys and values, so that what goes on is the map, filled in from the image; large maps are
+    attended to in windows. Images of any size
     are padded to a multiple of the coarsest stride by repeating their edge.
 
     Attributes:
@@ -69,6 +70,7 @@ class ConM(nn.Module):
         1x1 convolution; "vector" takes the map's average over the image and gates the bottleneck with it, as MRNet (Ji
         et al., CVPR 2021) conditions its net on a vector of expertise (its ConvLSTM is one gated convolution here).
       tokens, ratio, drop_path: of the stages, see ``AttentionStage``.
+      keep_features: whether the decoder's features join the stages' residual stream (not in the released code).
     """
 
     regions: int
@@ -82,6 +84,7 @@ class ConM(nn.Module):
     tokens: int | None = 32
     ratio: float = 0.5
     drop_path: float = 0.05
+    keep_features: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -121,7 +124,8 @@ class ConM(nn.Module):
         if self.condition == "attention":
             stride = expertise.shape[1] // y.shape[1]
             asked = ExpertiseEmbed(channels, stride, name=f"embed{i + 1}", **types)(expertise)
-            settings = (None, self.tokens, self.ratio, self.drop_path)
+            # Before the first round the map says nothing, so that all that is fine must pass through the attention.
+            settings = (None, self.tokens, self.ratio, self.drop_path, "window", self.keep_features)
             return AttentionStage(self.heads[i], *settings, name=f"stage{i + 1}", **types)(asked, y, train=train)
         if self.condition == "concat":
             beside = pool_to(expertise, *y.shape[1:3]).astype(y.dtype)

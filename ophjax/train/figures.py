@@ -74,8 +74,9 @@ def line_chart(
     title: str,
     boundaries: Sequence[tuple[str, float]] = (),
     noisy: bool = False,
+    across: str = "step",
 ) -> str:
-    """Draws curves over training steps.
+    """Draws curves over training steps, or over something else.
 
     Args:
       curves: by name; where there are several, a legend names them.
@@ -118,10 +119,33 @@ def line_chart(
             name, (step, 1.0), xycoords=("data", "axes fraction"), xytext=(2, 2), textcoords="offset points",
             fontsize=7.5, annotation_clip=False,
         )  # fmt: skip
-    axes.set_xlabel("step", fontsize=9)
+    axes.set_xlabel(across, fontsize=9)
+    if across != "step":
+        axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_title(title, loc="left", pad=14 if boundaries else 6, fontsize=10)
     _legend(figure, curves)
     return _svg(figure, title, curves)
+
+
+def point_chart(
+    points: Mapping[str, tuple[float, float]], *, title: str, across: str, up: str, level: tuple[str, float]
+) -> str:
+    """Draws named points; a dotted line at some height is named too. Returns an ``<svg>`` element."""
+    figure, axes = _blank(height=3.1)
+    name, height = level
+    axes.axhline(height, color=INK, alpha=0.4, linestyle=(0, (1, 2)), linewidth=1)
+    for number, (x, y) in enumerate(points.values()):
+        colour, marker = LIGHT[number % len(LIGHT)], "osD^v<>P*X"[number // len(LIGHT) % 10]
+        axes.plot([x], [y], marker, color=colour, markersize=6, label=list(points)[number])
+    axes.margins(0.12)
+    axes.annotate(
+        name, (0.0, height), xycoords=("axes fraction", "data"), xytext=(3, 3), textcoords="offset points", fontsize=7.5
+    )
+    axes.set_xlabel(across, fontsize=9)
+    axes.set_ylabel(up, fontsize=9)
+    axes.set_title(title, loc="left", fontsize=10)
+    _legend(figure, points)
+    return _svg(figure, title, points)
 
 
 def roc_chart(curves: Mapping[str, Curve], *, title: str) -> str:

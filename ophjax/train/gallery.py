@@ -98,7 +98,7 @@ def exported(run: Run) -> str:
             for r in range(min(found.shape[2], MAPS)):
                 label = raters[r] if r < len(raters) else f"{name} {r + 1}"
                 heat = (found[..., r] - low) / max(high - low, 1e-12)
-                drawn = overlay(f"train{i}", heat, ratio=ratio, label=f"{name}, {label}", full=True)
+                drawn = overlay(f"train{i}", heat, ratio=ratio, label=f"{name}, {label}", top=1.0, full=True)
                 cells += _cell(drawn, f"{html.escape(label)}<br>{found[..., r].mean():.3f}")
         words = html.escape(str(samples["train_name"][i])) if "train_name" in samples else ""
         classes = [str(name) for name in run.config.get("classes", [])]
@@ -263,15 +263,24 @@ def picture(
     )
 
 
-def overlay(name: str, heat: Float[Array, "h w"], *, ratio: float = 1.0, label: str = "", full: bool = False) -> str:
+def overlay(
+    name: str,
+    heat: Float[Array, "h w"],
+    *,
+    ratio: float = 1.0,
+    label: str = "",
+    top: float | None = None,
+    full: bool = False,
+) -> str:
     """Lays a heat map over the image that ``picture`` drew under this name, the more opaque the hotter.
 
-    With ``full`` the map is from 0 to 1 and hides the image evenly.
+    ``top`` is the value of the hottest colour, by default the map's own greatest. With ``full`` the map hides the image
+    evenly.
     """
     import matplotlib
 
     heat = np.nan_to_num(np.asarray(heat, np.float64))
-    heat = heat if full else heat / max(heat.max(), 1e-12)
+    heat = heat / max(heat.max() if top is None else top, 1e-12)
     # The dark end of the colours would hide the image just where nothing is to be seen.
     opacity = np.full_like(heat, 0.85) if full else np.minimum(1.2 * heat, 0.75)
     colours = matplotlib.colormaps["inferno"](0.25 + 0.75 * heat, alpha=opacity, bytes=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ophjax.metrics import ranking
-from ophjax.train import figures, gallery
+from ophjax.train import figures, gallery, panel
 from ophjax.train.figures import Curve
 from ophjax.train.reading import BOOKKEEPING, Run, decisions, elapsed, is_number, logged, read_run, series
 from ophjax.train.runfolder import write_whole
@@ -29,6 +29,16 @@ MEANINGS = {
     "specificity": ("Specificity", "share of the negative examples that are recognised as such"),
     "f1": ("F1", "harmonic mean of precision and sensitivity"),
     "kappa": ("Quadratic kappa", "agreement on ordered classes beyond chance"),
+    "soft_dice_raters": ("Soft Dice with the raters", "soft Dice with the mean of the raters instead of the truth"),
+    "soft_iou_raters": ("Soft IoU with the raters", "soft IoU with the mean of the raters instead of the truth"),
+    "soft_dice_fused": ("Soft Dice of the fused label", "of the raters' masks, weighed as learned, with the truth"),
+    "soft_dice_mean": ("Soft Dice of the mean label", "of the raters' masks, weighed alike, with the truth"),
+    "disagreement_before": (
+        "Disagreement before",
+        "half the chance that two raters differ on a pixel, over the region",
+    ),
+    "disagreement_after": ("Disagreement after", "the same of raters drawn by the learned weights"),
+    "weight_skill": ("Weight and skill", "rank correlation of the raters' weights with their Dice with the truth"),
     "soft_dice": ("Soft Dice", "Dice averaged over the thresholds 0.1, 0.3, 0.5, 0.7, 0.9"),
     "soft_iou": ("Soft IoU", "IoU averaged over the thresholds 0.1, 0.3, 0.5, 0.7, 0.9"),
     "dice": ("Dice", "overlap of predicted and true region, 2|A∩B| / (|A|+|B|), threshold 0.5"),
@@ -37,6 +47,9 @@ MEANINGS = {
 """Names and meanings of the scores; ``dice_disc`` is found under ``dice``."""
 
 OVERLAPS = ("dice", "iou", "soft_dice", "soft_iou")
+
+LISTED_APART = ("weight_", "skill_", "round_change", "soft_dice_round")
+"""Scores that the section on raters shows, one for each rater or round."""
 
 STATUS = {
     "finish": ("good", "finished"),
@@ -80,6 +93,7 @@ def render(run: Run) -> str:
         section("Scores", scores(run)),
         section("Training", training(run)),
         section("Classification of the test split", ranks(run)),
+        section("Raters", panel.panel(run)),
         section("Sample images", gallery.gallery(run)),
         section("Attention maps", gallery.attention(run)),
         section("Maps of training images", gallery.exported(run)),
@@ -163,7 +177,7 @@ def scores(run: Run) -> str:
     numbers = {name: float(value) for name, value in source.items() if is_number(value)}
     rows, ends = "", ("_low", "_high", *endings(run))
     for name, value in numbers.items():
-        if name.endswith(ends):
+        if name.endswith(ends) or (name.startswith(LISTED_APART) and name != "weight_skill"):
             continue
         low, high = numbers.get(f"{name}_low"), numbers.get(f"{name}_high")
         short, meaning = describe(name)
@@ -228,6 +242,8 @@ def training(run: Run) -> str:
 
     groups: dict[str, dict[str, Curve]] = {}
     for name in logged(events, "eval"):
+        if name.startswith(("weight_", "skill_", "round_change")):
+            continue
         if name.endswith(("_low", "_high", *endings(run)[:1], *endings(run)[2:])):  # of the domains, the source only
             continue
         for curve in series(events, "eval", name).values():

@@ -23,6 +23,9 @@ from ophjax.types import Method
 
 SAMPLED = ("image", "mask", "mask_weight", "label", "domain", "index", "probs")
 """What samples.npz takes over as it is."""
+OF_RATERS = ("raters", "rater_weight", "rater_maps")
+"""What it takes of the first few samples only: these hold one picture for each rater."""
+FEW = 4
 
 
 def conclude(method: Method, data: Dataset, config: Config, folder: Path, fitted: Fitted) -> dict[str, float]:
@@ -81,6 +84,7 @@ def draw_samples(data: Dataset, config: Config, fitted: Fitted, key: jax.Array) 
     found = {name: np.asarray(value) for name, value in (dict(placed) | dict(rows) | dict(maps)).items()}
     real = found["weight"] > 0
     samples = {name: found[name][real] for name in SAMPLED if name in found}
+    samples |= {name: found[name][real][:FEW].astype(np.float16) for name in OF_RATERS if name in found}
     if "mask_probs" in found:
         samples["mask_probs"] = found["mask_probs"][real].astype(np.float16)
     looked = {name.removeprefix("attention_"): v for name, v in found.items() if name.startswith("attention_")}

@@ -81,3 +81,14 @@ def test_region_metrics_in_the_form_of_the_contract():
 def test_names_must_fit_the_channels():
     with pytest.raises(InputError, match="disc"):
         region_metrics(jnp.zeros((1, 2, 2, 2)), jnp.zeros((1, 2, 2, 2)), ("disc",))
+
+
+def test_a_tie_counts_as_marked_where_asked():
+    """Three raters of six and three of ten: at the thresholds 0.5 and 0.3, which a float may miss by a rounding."""
+    truth = np.array([3 / 6, 1.0, 0.0, 0.0], np.float32).reshape(1, 2, 2, 1)
+    found = np.array([1.0, 1.0, 0.0, 0.0], np.float32).reshape(1, 2, 2, 1)
+    assert dice(found, truth).item() == pytest.approx(2 / 3)
+    assert dice(found, truth, inclusive=True).item() == 1
+    tenth = (np.float32(1) - np.float32(0.7)).reshape(1, 1, 1, 1)  # 0.3 and a little less
+    assert dice(np.ones((1, 1, 1, 1)), tenth, threshold=0.3, inclusive=True).item() == 1
+    assert soft_dice(found, truth, inclusive=True).item() == pytest.approx((1 + 1 + 1 + 2 / 3 + 2 / 3) / 5)

@@ -9,7 +9,7 @@ import pytest
 
 from ophjax import trees
 from ophjax.errors import InputError
-from ophjax.nets.stage import AttentionStage
+from ophjax.nets.stage import AttentionStage, largest_divisor
 from ophjax.nets.transformer import pool_to
 
 LIGHT = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -31,11 +31,53 @@ def run(stage, weights, *inputs):
     return np.asarray(jit(lambda w, *maps: stage.apply(w, *maps, train=False))(weights, *inputs))
 
 
-def test_capped_equals_exact_on_maps_within_the_cap():
+@pytest.mark.parametrize("bound", ["pool", "window"])
+def test_bounded_equals_exact_on_maps_within_the_bound(bound):
     x, context = normal(0, 1, 32, 32, 4), normal(1, 1, 32, 32, 6)
-    capped, exact = (AttentionStage(2, width=8, tokens=tokens) for tokens in (32, None))
+    capped, exact = (AttentionStage(2, width=8, tokens=tokens, bound=b) for tokens, b in ((32, bound), (None, "pool")))
     weights = parameters(capped, x, context)
-    np.testing.assert_array_equal(run(capped, weights, x, context), run(exact, weights, x, context))
+    # The same sums, in one order or another.
+    np.testing.assert_allclose(run(capped, weights, x, context), run(exact, weights, x, context), atol=2e-5)
+
+
+def test_windows_are_exact_stages_on_their_own():
+    """Four windows of 4 x 4 give what each quarter gives alone, with its part of the position tables."""
+    stage = AttentionStage(2, width=4, tokens=4, bound="window")
+    x, context = normal(0, 2, 8, 8, 4), normal(1, 2, 8, 8, 3)
+    weights = parameters(stage, x, context)
+    for stream in ("query", "context"):  # with a kernel of one tap, quarters do not see one another's border
+        kernel = weights["params"][f"{stream}_depthwise"]["kernel"]
+        weights["params"][f"{stream}_depthwise"]["kernel"] = kernel * (np.arange(9) == 4).reshape(3, 3, 1, 1)
+    whole = run(stage, weights, x, context)
+    for rows in (slice(0, 4), slice(4, 8)):
+        part = jax.tree.map(lambda leaf: leaf, weights)
+        for name in ("query_position", "key_position"):
+            part["params"][name] = weights["params"][name].reshape(1, 8, 8, -1)[:, rows, rows].reshape(1, 16, 1, -1)
+        alone = run(AttentionStage(2, width=4), part, x[:, rows, rows], context[:, rows, rows])
+        np.testing.assert_allclose(alone, whole[:, rows, rows], atol=2e-5)
+
+
+def test_a_context_that_is_kept_is_there_without_any_attention():
+    """With attention and feed-forward silent, the result is the sum of both embedded streams instead of the query's."""
+    stage = AttentionStage(2, width=6)
+    x, context = normal(0, 1, 4, 4, 5), normal(1, 1, 4, 4, 3)
+    weights = parameters(stage, x, context)
+    for part in (("attention", "out"), ("feed_forward", "contract")):
+        weights["params"][part[0]][part[1]] = jax.tree.map(np.zeros_like, weights["params"][part[0]][part[1]])
+    plain = run(stage, weights, x, context)
+    kept = run(stage.clone(keep_context=True), weights, x, context)
+    swapped = {"query_depthwise": "context_depthwise", "query_linear": "context_linear"}
+    swapped |= {new: old for old, new in swapped.items()}
+    turned = {"params": {swapped.get(name, name): tree for name, tree in weights["params"].items()}}
+    np.testing.assert_allclose(kept, plain + run(stage, turned, context, x), atol=1e-5)
+
+
+def test_windows_divide_the_map():
+    assert [largest_divisor(n, most=32) for n in (128, 48, 24, 7, 67)] == [32, 24, 24, 7, 1]
+    with pytest.raises(InputError, match="4 x 4 and 8 x 8 positions"):
+        AttentionStage(1, bound="window").init(
+            jax.random.key(0), normal(0, 1, 4, 4, 2), normal(0, 1, 8, 8, 2), train=False
+        )
 
 
 def test_a_capped_map_keeps_its_resolution_and_gets_the_update_of_its_averages():
@@ -115,13 +157,13 @@ def test_scores_stay_small_at_the_papers_scale():
     stage = AttentionStage(8, width=256, ratio=0.5)
     fine = jax.ShapeDtypeStruct((4, 128, 128, 256), jnp.float32)
 
-    def largest(tokens):
-        module = stage.clone(tokens=tokens)
+    def largest(tokens, bound="pool", heads=8):
+        module = stage.clone(tokens=tokens, bound=bound, heads=heads)
         made = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, x, train=False), fine)
         program = jax.make_jaxpr(lambda w, x: module.apply(w, x, x, train=False))(made, fine)
         return max(4 * v.aval.size for eqn in program.jaxpr.eqns for v in eqn.outvars)
 
-    assert largest(32) < 2**29
+    assert largest(32) < 2**29 and largest(32, "window", heads=1) < 2**29  # ConM has one head there
     assert largest(None) > 2**34  # what the exact form would need
 
 

@@ -230,3 +230,54 @@ def test_samples_chosen_are_wrong_and_right_ones():
     assert all(predicted[i] == label[i] for i in right)
     assert set(label[right]) == {0, 1}
     assert wrong[0] < 10  # the most confident mistakes come first
+
+
+# Raters
+
+
+@pytest.fixture(scope="module")
+def rated(tmp_path_factory):
+    """A run with three raters, whose names are no HTML, tested over three rounds."""
+    folder = make_run(tmp_path_factory.mktemp("runs") / "rated", size=32)
+    names = ["expert <1>", "expert 2", "novice"]
+    write_config(folder, raters=names)
+    scores = {"soft_dice": 0.8, "disagreement_before": 0.2, "disagreement_after": 0.05, "weight_skill": 0.5}
+    scores |= {f"weight_{name}": value for name, value in zip(names, (0.5, 0.4, 0.1), strict=True)}
+    scores |= {f"skill_{name}": value for name, value in zip(names, (0.95, 0.91, 0.62), strict=True)}
+    scores |= {f"soft_dice_round{t}": 0.7 + 0.01 * t for t in (1, 2, 8)} | {
+        "round_change2": 0.02,
+        "round_change3": 0.01,
+    }
+    event = {"event": "test", "split": "test", "step": 500, "scores": scores, "time": 1_700_001_000.0}
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(event) + "\n")
+    samples = dict(np.load(folder / "samples.npz"))
+    masks = np.repeat(samples["mask"][:4, None], 3, 1)
+    weights = np.broadcast_to(np.array([0.5, 0.4, 0.1]).reshape(1, 3, 1, 1, 1), masks.shape)
+    there = np.ones((4, 3))
+    there[1, 2] = 0
+    np.savez(folder / "samples.npz", **samples, raters=masks, rater_maps=weights, rater_weight=there)
+    return folder
+
+
+def test_raters_are_shown_with_skill_weight_rounds_and_maps(rated):
+    parsed = Page(write_report(rated).read_text(encoding="utf-8"))
+    for words in (
+        "Weight over skill",
+        "expert <1>",
+        "0.950 0.500".replace(" ", ""),
+        "Disagreement: 0.200 under equal weights, 0.050 under the learned ones",
+        "Soft Dice by round",
+        "Change from the round before",
+        "novice (did not draw this image)",
+        "novice 0.10",
+        "equal weights, 1/3",
+    ):
+        assert words in parsed.text, words
+    # One list for each: the table of scores leaves them out.
+    assert "weight_novice" not in parsed.text and "round_change2" not in parsed.text
+    assert {link[1:] for link in parsed.links if link.startswith("#")} <= set(parsed.ids)
+
+
+def test_without_raters_there_is_no_such_section(page):
+    assert "Weight over skill" not in page and "Expertness maps" not in page

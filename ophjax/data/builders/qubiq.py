@@ -71,9 +71,8 @@ def make(config: Config) -> Dataset:
             raise InputError(f"{case} has no image.nii.gz. Add it, or remove the folder.")
         files_of = [drawn[case].get(rater, {}) for rater in numbers]
         raters = tuple(tuple(one.values()) if len(one) == len(regions) else () for one in files_of)
-        records.append(
-            Annotated(f"{part or 'case'}-{case.name}" if part else case.name, image, raters, -1, case.name, part)
-        )
+        name = f"{part}-{case.name}" if part else case.name
+        records.append(Annotated(name, image, raters, -1, name, part))
     return multirater.assemble(
         "qubiq",
         records,
