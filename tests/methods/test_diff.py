@@ -13,7 +13,7 @@ from ophjax import methods, trees
 from ophjax.data import pipeline
 from ophjax.errors import InputError
 from ophjax.methods import diff
-from ophjax.train import loop
+from ophjax.train import loop, mesh
 
 STEPS = 12
 
@@ -195,7 +195,7 @@ def test_every_training_image_is_reached():
 
 
 def test_how_rough_the_maps_are(start, found, batch):
-    """Check 7: ExpG's maps are far smoother than free pixels or a free spectrum."""
+    """Check 7: ExpG's maps are far smoother than free pixels, and than a free spectrum, whose 1/f is smooth itself."""
     rows, rough = batch["index"], {"expg": found[0].extra["found"]["roughness"][batch["index"]].mean()}
     for kind in ("pixel", "fourier"):
         method, _, _ = build(parametrisation=kind)
@@ -205,7 +205,7 @@ def test_how_rough_the_maps_are(start, found, batch):
         after, logs = searched(state, batch, parametrisation=kind)
         rough[kind] = after.extra["found"]["roughness"][rows].mean()
         assert float(logs["gain"]) > 0
-    assert 0 < rough["expg"] < 0.3 * min(rough["pixel"], rough["fourier"]), rough
+    assert 0 < rough["expg"] < min(0.2 * rough["pixel"], 0.5 * rough["fourier"]), rough
 
 
 def test_the_branch_begins_as_the_diagnosis_net(start):
@@ -238,19 +238,34 @@ def spec(size, batch=8):
 
 
 @pytest.mark.parametrize("variant", diff.VARIANTS)
-def test_variants(variant):
+def test_variants(variant, start):
     """By shapes alone: every stage of every variant traces and keeps the state's structure; networks that a comparison
-    takes over from the method's own run are there in both."""
+    takes over from the method's own run have the same parameters in both."""
     changes, taken = diff.VARIANTS[variant]
-    (method, _, _), (ours, _, _) = build(**changes), build()
+    method, _, _ = build(**({"segmenter": "unet"} | changes))
     state = jax.eval_shape(method.init, jax.random.key(0), spec(32))
     for stage in method.stages:
         after, logs = jax.eval_shape(stage.step, jax.random.key(0), state, spec(32))
         assert jax.tree.structure(after) == jax.tree.structure(state) and "loss" in logs
-    mine = jax.eval_shape(ours.init, jax.random.key(0), spec(32))
-    for network in taken:
-        assert jax.tree.structure(state.params[network]) == jax.tree.structure(mine.params[network])
+    shapes = [{n: jax.tree.map(jnp.shape, s.params[n]) for n in taken} for s in (state, start)]
+    assert shapes[0] == shapes[1]
     assert ("expertness" in state.params) == (changes.get("target") is None) == (method.export is not None)
+
+
+def test_drishti(real_data):
+    """The diagnosis side on real data: the copy of Drishti-GS1 at hand has one fused mask for an image, then the
+    single rater; every stage traces with what its batches hold."""
+    config, data_config, train = presets.preset("smoke", "diff", "drishti")
+    data = datasets.load("drishti").make(dataclasses.replace(data_config, root=str(real_data / "drishti_gs1")))
+    config = methods.fit_to(config, data)
+    assert config.classes == ("normal", "glaucoma") and config.examples == len(data.splits["train"]) > 30
+    method, batch = diff.make(config), loop.batch_spec(data, train, mesh.make_mesh())
+    assert "raters" not in batch
+    state = jax.eval_shape(method.init, jax.random.key(0), batch)
+    for stage in method.stages:
+        after, logs = jax.eval_shape(stage.step, jax.random.key(0), state, batch)
+        assert jax.tree.structure(after) == jax.tree.structure(state) and "loss" in logs
+    assert state.extra["found"]["weights"].shape == (config.examples, 1)
 
 
 def test_paper_scale():
