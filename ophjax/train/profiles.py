@@ -22,10 +22,11 @@ def profiles(run: Run) -> str:
         return ""
     names = [str(name) for name in json.loads(str(samples["profile_names"]))]
     classes = [str(name) for name in run.config.get("classes", [])]
-    labels = samples["label"] if classes and "label" in samples else np.zeros(len(samples["profiles"]), int)
-    groups = [(name, labels == k) for k, name in enumerate(classes)] if classes else [("all", labels == 0)]
-    groups = [(name, rows) for name, rows in groups if rows.any()] or [("all", np.ones(len(labels), bool))]
-    masked = samples["mask_weight"] > 0 if "mask_weight" in samples else np.zeros(len(labels), bool)
+    count = len(samples["profiles"])
+    labels = samples["label"] if "label" in samples else np.full(count, -1)
+    groups = [(name, labels == k) for k, name in enumerate(classes)]
+    groups = [(name, rows) for name, rows in groups if rows.any()] or [("all", np.ones(count, bool))]
+    masked = samples["mask_weight"] > 0 if "mask_weight" in samples else np.zeros(count, bool)
     charts = []
     for i, layer in enumerate(names):
         found = samples["profiles"][:, i]
