@@ -4,20 +4,22 @@ import json
 
 import numpy as np
 
+from ophjax.train import figures
 from ophjax.train.profiles import profiles
 from ophjax.train.reading import Run
 
 
 def run_of(samples, classes):
-    return Run(None, {"classes": classes}, [], [], samples, [])
+    return Run(None, {"classes": classes, "regions": ["rnfl", "gcipl"]}, [], [], samples, [])
 
 
 def samples(n=6, columns=10):
     mask = np.zeros((n, 20, columns, 2), np.uint8)
     mask[:, 5:9, :, 0] = mask[:, 9:12, :, 1] = 1
     return {
-        "profiles": np.full((n, 2, columns), 4.0),
-        "profile_names": np.array(json.dumps(["rnfl", "gcipl"])),
+        # As programs give them: by name, whatever the order of the layers.
+        "profiles": np.repeat(np.array([[[3.0], [4.0]]]), n, 0).repeat(columns, 2),
+        "profile_names": np.array(json.dumps(["gcipl", "rnfl"])),
         "mask": mask,
         "mask_weight": np.ones(n),
         "label": np.arange(n) % 2,
@@ -31,6 +33,15 @@ def test_a_chart_for_each_layer_with_each_class():
     assert page.count("<svg") == 2
     for name in ("normal, predicted", "normal, true", "glaucoma, predicted", "glaucoma, true"):
         assert page.count(name) >= 2
+
+
+def test_predicted_and_true_are_of_the_same_layer(monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(figures, "line_chart", lambda curves, *, title, across: drawn.update({title: curves}) or "")
+    profiles(run_of(samples(), []))
+    for layer, rows in (("rnfl", 4), ("gcipl", 3)):
+        for kind in ("predicted", "true"):
+            assert set(drawn[f"{layer}: thickness in rows"][f"all, {kind}"].y) == {rows}
 
 
 def test_without_classes_labels_or_masks():
