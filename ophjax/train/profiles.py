@@ -22,18 +22,20 @@ def profiles(run: Run) -> str:
         return ""
     names = [str(name) for name in json.loads(str(samples["profile_names"]))]
     classes = [str(name) for name in run.config.get("classes", [])]
-    labels = samples["label"] if classes and "label" in samples else np.zeros(len(samples["profiles"]), int)
-    groups = [(name, labels == k) for k, name in enumerate(classes)] if classes else [("all", labels == 0)]
-    groups = [(name, rows) for name, rows in groups if rows.any()] or [("all", np.ones(len(labels), bool))]
-    masked = samples["mask_weight"] > 0 if "mask_weight" in samples else np.zeros(len(labels), bool)
+    count = len(samples["profiles"])
+    labels = samples["label"] if "label" in samples else np.full(count, -1)
+    groups = [(name, labels == k) for k, name in enumerate(classes)]
+    groups = [(name, rows) for name, rows in groups if rows.any()] or [("all", np.ones(count, bool))]
+    masked = samples["mask_weight"] > 0 if "mask_weight" in samples else np.zeros(count, bool)
     charts = []
-    for i, layer in enumerate(names):
-        found = samples["profiles"][:, i]
+    regions = [str(name) for name in run.config.get("regions", [])]
+    for layer in filter(names.__contains__, regions):
+        found, channel = samples["profiles"][:, names.index(layer)], regions.index(layer)
         x = (np.arange(found.shape[1]) + 0.5) * (100 / found.shape[1])
         curves: dict[str, Curve] = {}
         for name, rows in groups:
             curves[f"{name}, predicted"] = Curve(x, found[rows].mean(0))
             if "mask" in samples and (rows & masked).any():
-                curves[f"{name}, true"] = Curve(x, (samples["mask"][rows & masked][..., i] > 0).sum(1).mean(0))
+                curves[f"{name}, true"] = Curve(x, (samples["mask"][rows & masked][..., channel] > 0).sum(1).mean(0))
         charts.append(figures.line_chart(curves, title=f"{layer}: thickness in rows", across="% of the scan's width"))
     return "".join(f"<div>{chart}</div>" for chart in charts)

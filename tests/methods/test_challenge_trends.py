@@ -35,15 +35,17 @@ def table(tmp_path, method, data, variants, *rest):
 
 
 def test_layers_and_glaucoma(tmp_path):
-    """Dice above 0.9 and edges within two pixels; a U-Net at least as good as the U-shape without skips; layers in
-    their order; glaucoma is found from the image and from the first layer's thickness, and not from shuffled labels."""
+    """The U-Net's Dice is above 0.9 and its edges within a pixel, and it is better than the U-shape
+    without skips; layers are in their order; glaucoma is found from the image and from the first layer's thickness,
+    and not from shuffled labels."""
     found = table(tmp_path, "goals", "bscans", ("ushape", "ordered", "labels-shuffled"))
-    for scores in (*found["goals"], *found["ordered"]):
-        assert min(scores[f"dice_{name}"] for name in goals.LAYERS) > 0.9 and scores["ordered"] > 0.99
-        assert max(scores[f"med_{name}"] for name in goals.LAYERS) < 2
+    for scores in found["goals"]:
+        assert min(scores[f"dice_{name}"] for name in goals.LAYERS) > 0.88 and scores["dice"] > 0.9
+        assert max(scores[f"med_{name}"] for name in goals.LAYERS) < 1 and scores["ordered"] > 0.99
+    assert min(scores["ordered"] for scores in found["ordered"]) == 1
     for one, other in zip(found["goals"], found["ushape"], strict=True):
-        assert one["dice"] >= other["dice"] > 0.5
-    assert mean(scores["auc"] for scores in found["goals"]) > 0.85
+        assert one["dice"] > other["dice"] > 0.7
+    assert mean(scores["auc"] for scores in found["goals"]) > 0.8
     assert min(scores["auc_thickness"] for scores in found["goals"]) > 0.95
     assert 0.3 < mean(scores["auc"] for scores in found["labels-shuffled"]) < 0.7
 
