@@ -111,6 +111,7 @@ def test_no_run(tmp_path):
         predict.read_run(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_is_compacted_and_trained_on(tmp_path, monkeypatch):
     """Train and compress; take the channels out; the files agree; train the smaller network in a run of its own."""
     monkeypatch.setattr(host, "cache_programs", lambda: None)
