@@ -45,7 +45,7 @@ def flags(changes: dict[str, Any]) -> list[str]:
         if isinstance(value, bool):
             words.append(f"--method.{option}" if value else f"--method.no-{option}")
         else:
-            words += [f"--method.{option}", str(value)]
+            words += [f"--method.{option}", *map(str, value if isinstance(value, tuple) else (value,))]
     return words
 
 

@@ -109,9 +109,6 @@ class Config:
     consistency_weight: float = 10.0
     """Weight of the disagreement of both views in the segmenter's loss. As PyTorch's KLDivLoss counts it, over pixels
     and classes: divided by the number of classes before it meets the sum over classes."""
-    consistency_ramp: float = 0.0
-    """Share of training in which that weight grows from 0, linearly; the released program has none. At once it can
-    teach a short training to agree on the background."""
     adversary_weight: float = 100.0
     """Weight of the same disagreement in the synthesizers' loss, where it is to grow; counted likewise."""
     adversary_segmentation: float = 0.0
@@ -190,7 +187,6 @@ def check(config: Config) -> None:
         "taps": (len(set(config.taps)) == len(config.taps) > 0, f"one or more out of {', '.join(TAPS)}, none twice"),
         "patches": (config.patches >= 2, "at least 2"),
         "temperature": (config.temperature > 0, "above 0"),
-        "consistency_ramp": (0 <= config.consistency_ramp <= 1, "at least 0 and at most 1"),
         "hole": (0 < config.hole <= 1, "above 0 and at most 1"),
         "gamma": (0 < config.gamma[0] <= config.gamma[1], "two numbers above 0, the smaller first"),
         "zoom": (0 <= config.zoom < 1, "at least 0 and below 1"),
@@ -300,9 +296,7 @@ def make(config: Config) -> Method:
         each = each + dice.mean(-1).reshape(each.shape)
         return (each.sum(0) * weight).sum() / jnp.maximum(weight.sum(), 1.0)
 
-    def learn_masks(
-        drawn: Key, part: jax.Array, key: Key, params: Any, extra: Any, batch: Batch
-    ) -> tuple[jax.Array, tuple[Any, Logs]]:
+    def learn_masks(drawn: Key, key: Key, params: Any, extra: Any, batch: Batch) -> tuple[jax.Array, tuple[Any, Logs]]:
         del key
         image, target = scene(at(drawn, "scene"), batch)
         _, seen = views(params, at(drawn, "views"), image)
@@ -311,7 +305,7 @@ def make(config: Config) -> Method:
         logs = {"segmentation": loss}
         if len(seen) == 2:
             logs["disagreement"] = symmetric_kl(*logits).mean()
-            loss = loss + part * config.consistency_weight / classes * logs["disagreement"]
+            loss = loss + config.consistency_weight / classes * logs["disagreement"]
         return loss, ({"batch_stats": {"segmenter": stats}}, logs)
 
     def information(params: Any, key: Key, image: jax.Array, others: list[jax.Array]) -> jax.Array:
@@ -346,9 +340,7 @@ def make(config: Config) -> Method:
     def learn(key: Key, state: TrainState, batch: Batch) -> tuple[TrainState, Logs]:
         # Both players meet the same views: same noise, same shares.
         drawn = at(key, "drawn")
-        ramp = max(1.0, config.consistency_ramp * config.steps)
-        part = jnp.minimum((state.step + 1) / ramp, 1.0)
-        learner = functools.partial(learn_masks, drawn, part)
+        learner = functools.partial(learn_masks, drawn)
         steps = [("segmenter", descend(learner, tx, trains=("segmenter",), slot="segmenter"))]
         if plays:
             opponent = functools.partial(synthesize, drawn)

@@ -20,10 +20,10 @@ def test_examples():
 
 
 def test_grades():
-    assert [pairs.grade(v, t, "sum") for v, t in ((0.4, 0.5), (0.6, 0.5), (0.9, 0.5), (1.0, 0.0))] == [0, 1, 2, 2]
-    assert [pairs.grade(v, t, "xor") for v, t in ((0.6, 0.6), (0.6, 0.4), (0.4, 0.6), (0.4, 0.4))] == [0, 2, 2, 0]
+    assert [eyes.grade(v, t, "sum") for v, t in ((0.4, 0.5), (0.6, 0.5), (0.9, 0.5), (1.0, 0.0))] == [0, 1, 2, 2]
+    assert [eyes.grade(v, t, "xor") for v, t in ((0.6, 0.6), (0.6, 0.4), (0.4, 0.6), (0.4, 0.4))] == [0, 2, 2, 0]
     scenes = [eyes.draw_scene(5, i) for i in range(4000)]
-    counts = np.bincount([pairs.grade(s.ratio, s.thickness, "sum") for s in scenes]) / 4000
+    counts = np.bincount([eyes.grade(s.ratio, s.thickness, "sum") for s in scenes]) / 4000
     np.testing.assert_allclose(counts, [0.5, 0.26, 0.24], atol=0.025)
 
 
@@ -34,7 +34,7 @@ def test_ceilings():
     assert eyes.ceilings("xor") == {"argmax": 0, "tuned": 0}
     scenes = [eyes.draw_scene(6, i) for i in range(4000)]
     for rule in ("sum", "xor"):
-        labels = np.array([pairs.grade(s.ratio, s.thickness, rule) for s in scenes])
+        labels = np.array([eyes.grade(s.ratio, s.thickness, rule) for s in scenes])
         for values in (np.array([s.ratio for s in scenes]), 1 - np.array([s.thickness for s in scenes])):
             cuts = np.linspace(0, 1, 21)
             reached = max(
@@ -44,7 +44,7 @@ def test_ceilings():
                 if low <= high
             )
             assert abs(reached - eyes.ceilings(rule)["tuned"]) < 0.05
-        both = np.array([pairs.grade(s.ratio, s.thickness, rule) for s in scenes])
+        both = np.array([eyes.grade(s.ratio, s.thickness, rule) for s in scenes])
         assert kappa(both, labels) == 1
 
 
