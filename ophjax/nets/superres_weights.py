@@ -177,7 +177,7 @@ def read_weights(path: Path) -> Tensors:
             return _as_arrays(torch.load(path, map_location="cpu", weights_only=True))
     except ImportError as error:
         raise InputError(
-            f"Reading {path} needs the package {error.name!r}: safetensors comes with pip install '.[export]'; a .pt "
+            f"Reading {path} needs the package {error.name!r}: safetensors comes with pip install safetensors; a .pt "
             "file needs torch. Or convert it where torch is installed."
         ) from error
     except Exception as error:  # damaged files make both libraries raise many kinds
@@ -196,7 +196,7 @@ def write_weights(path: Path, tensors: Tensors) -> None:
 
         save_file(tensors, path)
     except ImportError as error:
-        raise InputError("Writing weights needs the package safetensors: pip install '.[export]'.") from error
+        raise InputError("Writing weights needs the package safetensors: pip install safetensors.") from error
     except Exception as error:
         raise InputError(f"{path} cannot be written: {error}. Give a folder that can be written.") from error
 

@@ -261,7 +261,7 @@ def training(run: Run) -> str:
             group = f"Validation: {name}"
             if curve.y.min() >= 0 and curve.y.max() <= 1:
                 overlap = next((start for start in OVERLAPS if f"{name}_".startswith(f"{start}_")), None)
-                group = f"Validation: {MEANINGS[overlap][0] if overlap else 'classification scores'}"
+                group = f"Validation: {MEANINGS[overlap][0] if overlap else 'scores'}"
             known = groups.setdefault(group, {}).get(describe(name)[0])
             groups[group][describe(name)[0]] = figures.joined(known, curve) if known else curve
     train = logged(events, "train")
@@ -269,7 +269,7 @@ def training(run: Run) -> str:
     others = [by_stage(name, f"Training: {name}") for name in train if name != "loss"]
     for title, curves in groups.items():
         names = list(curves)
-        main = title in ("Validation: Dice", "Validation: classification scores")
+        main = title in ("Validation: Dice", "Validation: scores")
         for start in range(0, len(names), len(LIGHT)):
             part = {name: curves[name] for name in names[start : start + len(LIGHT)]}
             (charts if main else others).append(figures.line_chart(part, title=title, boundaries=boundaries))
