@@ -45,6 +45,10 @@ class Options:
     """Go on from the newest checkpoint, exactly as if the run had never stopped."""
     start_from: tuple[str, ...] = ()
     """Networks taken from finished runs instead of random numbers: NETWORK=RUN_FOLDER, e.g. segmenter=runs/first."""
+    init: str = ""
+    """hyper:RUN_FOLDER starts every network from the hypernetwork of a run of --method hyperinit; heads stay fresh."""
+    beside: Path | None = None
+    """Another run of the same method, finished or not, whose curves the report shows beside this one's."""
     dry_run: bool = False
     """Print mesh, parameters, memory and FLOPs of a step, and train nothing."""
     json: bool = False
@@ -112,7 +116,7 @@ def run(argv: list[str]) -> int:
     host.cache_programs()
     import jax
 
-    from ophjax.train import checkpoint, loop, mesh, report, results, runfolder
+    from ophjax.train import checkpoint, hyper, loop, mesh, report, results, runfolder
     from ophjax.train.logs import say
 
     if options.distributed:
@@ -136,7 +140,7 @@ def run(argv: list[str]) -> int:
         "data": chosen.data,
         "preset": chosen.preset,
         "config": runfolder.plain_config(method=method_config, data=options.data, train=options.train)
-        | {"start": {"from": list(options.start_from)}},
+        | {"start": {"from": list(options.start_from)} | ({"init": options.init} if options.init else {})},
         "versions": runfolder.versions(),
         "note": data.note,
         "regions": list(data.regions),
@@ -144,10 +148,17 @@ def run(argv: list[str]) -> int:
         "domains": list(data.domains),
         "raters": list(data.raters),
         "caution": getattr(methods.load(chosen.method), "CAUTION", ""),
+        "beside": str(options.beside.resolve()) if options.beside else "",
         "splits": {name: len(source) for name, source in data.splits.items()},
     }
     if options.start_from and not (folder / "metrics.jsonl").exists():  # a new run: refused before it has a folder
         checkpoint.check_networks(loop.abstract_state(method, data, options.train), options.start_from)
+    if options.init and not (folder / "metrics.jsonl").exists():
+        hyper.parse_source(options.init)
+    if options.beside and not (options.beside / "config.json").exists():
+        raise InputError(
+            f"--beside {options.beside} is no run folder: it has no config.json. Give one, or leave it out."
+        )
     if runfolder.claim(folder, about, resume=options.resume) == "finished":
         if jax.process_index() == 0 and not report.is_fresh(folder):
             report.write_report(folder)  # the run was killed after its last event and before its page was drawn
@@ -165,6 +176,7 @@ def run(argv: list[str]) -> int:
             resume=options.resume,
             redraw=lambda: report.write_report(folder),
             start_from=options.start_from,
+            start=(lambda key, batch: hyper.starter(options.init, method, key, batch)) if options.init else None,
         )
     except DivergedError:
         if jax.process_index() == 0:

@@ -14,6 +14,7 @@ DATASETS: dict[str, str] = {
     "angles": "ophjax.data.angles",
     "bscans": "ophjax.data.bscans",
     "textures": "ophjax.data.textures",
+    "shapes": "ophjax.data.shapes",
     "superres": "ophjax.data.superres",
     "folder": "ophjax.data.folder",
     "domains": "ophjax.data.multi",

@@ -19,6 +19,7 @@ METHODS: dict[str, str] = {
     "goals": "ophjax.methods.goals",
     "gamma": "ophjax.methods.gamma",
     "dualsr": "ophjax.methods.dualsr",
+    "hyperinit": "ophjax.methods.hyperinit",
 }
 
 

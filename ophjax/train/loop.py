@@ -90,6 +90,7 @@ def fit(
     resume: bool = False,
     redraw: Callable[[], Any] = lambda: None,
     start_from: Sequence[str] = (),
+    start: Callable[[Key, Batch], Callable[[TrainState], TrainState]] | None = None,
 ) -> Fitted:
     """Trains a method through all its stages and leaves checkpoints and metrics.jsonl in ``folder``.
 
@@ -98,6 +99,8 @@ def fit(
       resume: go on from the newest checkpoint in ``folder``, where there is one.
       redraw: called after each checkpoint, in the first process (the report).
       start_from: networks taken over from other runs, see ``take_networks``; not read again on resuming.
+      start: given a key and the shapes of a batch, prepares what changes the fresh state before ``start_from`` does (a
+        hypernetwork, see ``train.hyper``); not called on resuming.
 
     Raises:
       InputError: batch and devices do not fit, the checkpoint belongs to something else, or a network that was to be
@@ -127,7 +130,8 @@ def fit(
         else:
             place = Place()
             check_networks(abstract, start_from)
-            state = take_networks(compile_init(method, batch, shardings)(at(root, "init")), start_from)
+            change = start(at(root, "start"), batch) if start else lambda state: state
+            state = take_networks(change(compile_init(method, batch, shardings)(at(root, "init"))), start_from)
             counts = {name: trees.count(tree) for name, tree in abstract.params.items()}
             log.write("start", devices=jax.device_count(), mesh=dict(mesh.shape), parameters=counts)
         while True:

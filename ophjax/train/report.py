@@ -11,6 +11,7 @@ import numpy as np
 
 from ophjax.metrics import ranking
 from ophjax.train import figures, gallery, panel
+from ophjax.train.beside import beside
 from ophjax.train.figures import Curve
 from ophjax.train.profiles import profiles
 from ophjax.train.reading import BOOKKEEPING, Run, decisions, elapsed, is_number, logged, read_run, series
@@ -101,6 +102,7 @@ def render(run: Run) -> str:
         header(run),
         section("Scores", scores(run)),
         section("Training", training(run)),
+        section("Beside another run", grid(found) if (found := beside(run)) else ""),
         section("Classification of the test split", ranks(run)),
         section("Raters", panel.panel(run)),
         section("Sample images", gallery.gallery(run)),

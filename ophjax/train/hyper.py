@@ -1,0 +1,144 @@
+"""A trained hypernetwork at work: read from its run, and used to start the networks of any method."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ophjax import methods, trees
+from ophjax.errors import InputError
+from ophjax.keys import at
+from ophjax.nets.capture import Call, calls_of
+from ophjax.nets.features import lay_out
+from ophjax.nets.graph import ModuleGraph, trace_graph
+from ophjax.nets.hyperinit import graft, predict_params
+from ophjax.nets.hypernet import GHN
+from ophjax.train.checkpoint import Checkpoints
+from ophjax.train.logs import say
+from ophjax.transforms.generation import postprocess
+from ophjax.types import Key, Method, TrainState
+
+PREFIX = "hyper:"
+
+
+def load_hyper(folder: Path) -> tuple[GHN, Any]:
+    """Reads the hypernetwork of a run of ``--method hyperinit``: the module and its parameters.
+
+    The newest checkpoint is read, which is the last of a finished run.
+
+    Raises:
+      InputError: no such run, a run of another method, or no checkpoint.
+    """
+    path = folder / "config.json"
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        method, fields = about["method"], about["config"]["method"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read ({error}). Give the folder of a run of --method hyperinit.") from error
+    if method != "hyperinit":
+        raise InputError(f"{folder} is a run of {method}. Give the folder of a run of --method hyperinit.")
+    module = methods.load("hyperinit")
+    config = module.Config(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+    if not (folder / "checkpoints").is_dir():
+        raise InputError(f"{folder} has no checkpoints yet. Wait for its first one, or give another run.")
+    with closing(Checkpoints(folder / "checkpoints", read_only=True)) as saved:
+        if not saved.steps():
+            raise InputError(f"{folder} has no whole checkpoint yet. Wait for its first one, or give another run.")
+        params = saved.read(saved.steps()[-1])["params"]["hyper"]
+    return GHN(module.ghn_config(config)), params
+
+
+def parse_source(source: str) -> tuple[GHN, Any]:
+    """Reads the hypernetwork that ``hyper:RUN_FOLDER`` names.
+
+    Raises:
+      InputError: the text is another, or see ``load_hyper``.
+    """
+    if not source.startswith(PREFIX) or len(source) == len(PREFIX):
+        raise InputError(f"--init {source!r}: expected hyper:RUN_FOLDER, the folder of a run of --method hyperinit.")
+    return load_hyper(Path(source.removeprefix(PREFIX)))
+
+
+def starter(source: str, method: Method, key: Key, batch: Any) -> Callable[[TrainState], TrainState]:
+    """Prepares what starts a method's networks from a hypernetwork: ``state = start(state)``.
+
+    The networks are found by running ``method.init`` on shapes: each Flax module that it initialises is traced to a
+    graph, and its parameters are those of the network of the state with the same tree. Heads stay fresh.
+
+    Args:
+      source: ``hyper:RUN_FOLDER``.
+      method: ``Method``.
+      key: for noise.
+      batch: shapes of a batch.
+
+    Raises:
+      InputError: no such run; no network of the method could be predicted.
+    """
+    ghn, ghn_params = parse_source(source)
+    abstract, calls = calls_of(method.init, key, batch)
+    plans = {name: _match(tree, calls) for name, tree in abstract.params.items()}
+    makers: dict[str, Callable[[Key], Any]] = {}
+    for name, call in plans.items():
+        if call is None:
+            say(f"--init: {name} is no Flax module of its own and keeps its usual start.")
+            continue
+        # The module's own train mode where that is all there is to choose; else exactly as it was called.
+        options = None if set(call.kwargs) <= {"train"} else call.kwargs
+        graph = trace_graph(call.module, *call.args, train_kwargs=options)
+        pieces, _ = lay_out(graph, ghn.config)
+        say(f"--init: {name}: {len(pieces)} of {len(graph.shapes)} parameter tensors from {source}, the rest as usual.")
+        if pieces:
+            makers[name] = _maker(ghn, ghn_params, graph)
+    if not makers:
+        raise InputError(f"--init {source}: none of the networks {', '.join(abstract.params)} can be predicted.")
+
+    def start(state: TrainState) -> TrainState:
+        fresh = {name: make(state.params[name], at(key, name)) for name, make in makers.items()}
+        return state.replace(params=state.params | fresh)
+
+    return start
+
+
+def _match(tree: Any, calls: list[Call]) -> Call | None:
+    """The call that initialises a network's tree: the first one of the same paths, shapes and types."""
+    wanted = _signature(tree)
+    for call in calls:
+        if call.method != "__call__":
+            continue
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        made = jax.eval_shape(lambda key, call=call: call.module.init(key, *call.args, **call.kwargs), key)
+        if wanted and _signature(made.get("params", {})) == wanted:
+            return call
+    return None
+
+
+def _signature(tree: Any) -> dict[str, Any]:
+    return {path: (leaf.shape, leaf.dtype) for path, leaf in trees.named_leaves(tree).items()}
+
+
+def _maker(ghn: GHN, ghn_params: Any, graph: ModuleGraph) -> Callable[[Any, Key], Any]:
+    """``tree = make(old, key)``: the old tree with the predicted tensors in it, on the same devices.
+
+    A tensor of several axes that the module starts at zero on purpose (the last one of a residual branch) stays zero.
+    """
+
+    @jax.jit
+    def predict(ghn_params: Any, key: Key) -> Any:
+        tensors, pieces = predict_params(ghn, ghn_params, graph)
+        return list(postprocess(key, tensors, pieces).values())
+
+    order = [piece.path for piece in lay_out(graph, ghn.config)[0]]
+
+    def make(old: Any, key: Key) -> Any:
+        made = dict(zip(order, predict(ghn_params, key), strict=True))
+        leaves = {tuple(name.split("/")): leaf for name, leaf in trees.named_leaves(old).items()}
+        kept = {path: x for path, x in made.items() if x.ndim < 2 or bool(jnp.any(leaves[path] != 0))}
+        return jax.tree.map(lambda new, like: jax.device_put(new, like.sharding), graft(old, kept), old)
+
+    return make
