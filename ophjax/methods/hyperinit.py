@@ -48,7 +48,8 @@ DATA = "shapes"
 
 # Changes to Config for two CPU cores, and for tests.
 DEMO: dict[str, Any] = dict(
-    width=48, heads=4, channels=16, side=5, pool=10, widest=32, meta_batch=2, lr=2e-3, steps=700,
+    width=48, heads=4, channels=16, side=5, pool=8, families=("plain", "residual", "dense", "vit", "unet"), widest=32,
+    meta_batch=2, lr=2e-3, steps=700,
 )  # fmt: skip
 SMOKE: dict[str, Any] = dict(
     width=16, layers=1, heads=2, channels=8, side=3, pool=3, families=("plain", "vit", "unet"), widest=8,

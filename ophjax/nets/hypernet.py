@@ -90,49 +90,53 @@ class GraphormerCore(nn.Module):
         return nn.Dense(self.config.heads, name="edge")(hidden).transpose(2, 0, 1)
 
 
+class NodeUpdate(nn.Module):
+    """Updates one node by what it hears, and what it says from then on (c.3)."""
+
+    width: int
+
+    def setup(self) -> None:
+        half = self.width // 2
+        self.near = nn.Sequential([nn.Dense(half), nn.relu, nn.Dense(self.width), nn.relu])
+        self.far = nn.Sequential([nn.Dense(half), nn.relu, nn.Dense(self.width), nn.relu])
+        self.cell = nn.GRUCell(self.width)
+
+    def say(self, h: Float[Array, "*n d"]) -> tuple[Array, Array]:
+        """The messages of nodes to their neighbours, and to all that they have a path to."""
+        return self.near(h), self.far(h)
+
+    def __call__(self, carry: tuple[Array, Array, Array], inputs: tuple[Array, ...]) -> tuple[Any, None]:
+        (h, near, far), (node, linked, weight, real) = carry, inputs
+        new, _ = self.cell(h[node], linked @ near + weight @ far)
+        new = jnp.where(real, new, h[node])
+        said_near, said_far = self.say(new)
+        return (h.at[node].set(new), near.at[node].set(said_near), far.at[node].set(said_far)), None
+
+
 class GatedCore(nn.Module):
     """One sweep over the nodes in topological order and one in reverse, with the same weights (c.3).
 
     A node hears the sum of ``MLP(h)`` over its neighbours and of ``MLP_ve(h) / s`` over all nodes at path length s, the
-    neighbours included, and is updated by a GRU cell at once. Messages of a node are kept until it changes.
+    neighbours included, and is updated by a GRU cell at once. What a node says is computed when it changes.
     """
 
     config: GHNConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "n d"], graph: Features) -> Float[Array, "n d"]:
-        width = self.config.width
-        near = [nn.Dense(n, name=f"near{i + 1}") for i, n in enumerate((width // 2, width))]
-        far = [nn.Dense(n, name=f"far{i + 1}") for i, n in enumerate((width // 2, width))]
-        cell = nn.GRUCell(width, name="cell")
-
-        def message(layers: list[nn.Module], h: jax.Array) -> jax.Array:
-            for layer in layers:
-                h = nn.relu(layer(h))
-            return h
-
-        cell(x[0], x[0])  # makes the parameters before the scan
-
-        def sweep(h: jax.Array, distance: jax.Array, order: jax.Array) -> jax.Array:
-            linked = (distance == 1).astype(h.dtype)
-            weight = jnp.where(distance > 0, 1.0 / jnp.maximum(distance, 1), 0.0)
-
-            def update(carry: tuple[jax.Array, ...], node: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
-                h, said_near, said_far = carry
-                heard = linked[:, node] @ said_near + weight[:, node] @ said_far
-                new, _ = cell(h[node], heard)
-                new = jnp.where(graph.real[node], new, h[node])
-                said_near = said_near.at[node].set(message(near, new))
-                return (h.at[node].set(new), said_near, said_far.at[node].set(message(far, new))), None
-
-            carry = (h, message(near, h), message(far, h))
-            if self.is_initializing():
-                return h
-            return jax.lax.scan(update, carry, order)[0][0]
-
+        update = NodeUpdate(self.config.width, name="update")
+        scan = nn.scan(
+            lambda module, carry, inputs: module(carry, inputs),
+            variable_broadcast="params",
+            split_rngs={"params": False},
+        )
         # Padding hears nothing and says nothing: its distances are 0.
-        x = sweep(x, graph.distance, graph.order)
-        return sweep(x, graph.distance.T, graph.order[::-1])
+        for distance, order in ((graph.distance.T, graph.order), (graph.distance, graph.order[::-1])):
+            linked = (distance == 1).astype(x.dtype)
+            weight = jnp.where(distance > 0, 1.0 / jnp.maximum(distance, 1), 0.0)
+            inputs = (order, linked[order], weight[order], graph.real[order])
+            ((x, _, _), _) = scan(update, (x, *update.say(x)), inputs)
+        return x
 
 
 class Decoder(nn.Module):
