@@ -2,7 +2,7 @@
 
 A value that depends on parameters alone (a kernel cast, transposed, reshaped, normalised) has a ``Map`` for each
 parameter in it: for each of its dimensions the parameter's axes that lie along it, slowest first. An axis that is
-sliced, summed away or split lies nowhere any more.
+sliced, split or summed away lies nowhere any more, and after a product with other numbers none of them does.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ def whole(axes: Map, shape: Sequence[int], leaf: Sequence[int]) -> bool:
     return sizes and sorted(seen) == [axis for axis, size in enumerate(leaf) if size > 1]
 
 
+def somewhere(axes: Map, leaf: Sequence[int]) -> bool:
+    """Says whether any axis of a parameter can still be told, or it is a single number."""
+    return any(axes) or math.prod(leaf) == 1
+
+
 def filled(axes: Map, shape: Sequence[int], leaf: Sequence[int]) -> bool:
     """Says whether besides being ``whole`` the value is repeated along no dimension."""
     return whole(axes, shape, leaf) and math.prod(shape) == math.prod(leaf)
@@ -56,12 +61,21 @@ def _follow_one(eqn: Any, place: int, axes: Map, leaf: tuple[int, ...], target: 
         return tuple(new)
     if name == "dot_general":
         contracted, batched = params["dimension_numbers"]
+        if math.prod(source[i] for i in contracted[place]) > 1:
+            return ((),) * len(target)
         used = {*contracted[place], *batched[place]}
         mine = [axes[i] for i in batched[place]], [along for i, along in enumerate(axes) if i not in used]
         other = [()] * (len(target) - len(mine[0]) - len(mine[1]))
         return tuple([*mine[0], *mine[1], *other] if place == 0 else [*mine[0], *other, *mine[1]])
     if name.startswith("reduce_") and "axes" in params:
         return tuple(along for i, along in enumerate(axes) if i not in params["axes"])
+    if name == "gather" and place == 0:
+        numbers, new = params["dimension_numbers"], [()] * len(target)
+        gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+        kept = [i for i in range(len(source)) if i not in gone]
+        for dimension, i in zip(numbers.offset_dims, kept, strict=True):
+            new[dimension] = axes[i] if source[i] == target[dimension] else ()
+        return tuple(new)
     if len(source) == len(target) and not name.startswith("conv_"):
         return tuple(along if source[i] == target[i] else () for i, along in enumerate(axes))
     return ((),) * len(target)

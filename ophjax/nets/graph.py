@@ -98,9 +98,8 @@ class ModuleGraph:
             why.setdefault(reason, []).append(path)
         for reason, paths in why.items():
             some = ", ".join("/".join(path) for path in paths[:4]) + (", ..." if len(paths) > 4 else "")
-            lines.append(
-                f"own initialiser: {len(paths)} tensors, {sum(numbers[p] for p in paths):,} numbers: {reason}: {some}"
-            )
+            tensors = "1 tensor" if len(paths) == 1 else f"{len(paths)} tensors"
+            lines.append(f"own initialiser: {tensors}, {sum(numbers[p] for p in paths):,} numbers: {reason}: {some}")
         return "\n".join(lines)
 
     __str__ = describe

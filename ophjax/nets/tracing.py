@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ophjax.nets.axes import Fixed, Map, Path, filled, follow, whole
+from ophjax.nets.axes import Fixed, Map, Path, filled, follow, somewhere, whole
 from ophjax.nets.nodes import NORMS, WEIGHTS, Leaf, Node, in_order
 
 _LOOPS = ("scan", "while", "cond")
@@ -163,10 +163,12 @@ class Tracer:
         """The node of a value; its pending reductions are pools after all."""
         node = x.node
         for pool in x.pools if x.pools != (_PARTIAL,) else ():
+            places = range(1, len(pool.shape) - 1)
+            left = math.prod(pool.shape[i] for i in places if i not in pool.axes)
+            sides = (1, *(pool.shape[i] for i in pool.axes))[-2:]
+            if left > 1 and max(sides) == 1:
+                continue  # windows of one position
             if (node, pool) not in self.pooled:
-                places = range(1, len(pool.shape) - 1)
-                left = math.prod(pool.shape[i] for i in places if i not in pool.axes)
-                sides = (1, *(pool.shape[i] for i in pool.axes))[-2:]
                 if 0 in pool.axes or not places or not set(places) & set(pool.axes):
                     new = Node("other", "")
                 elif left == 1:
@@ -229,6 +231,8 @@ class Tracer:
                 stat = pending[-1] if partial else x.stat
                 x = self.norm(path, _Fed(x.node, pending[:-1] if partial else pending), stat, scope)
                 x = dataclasses.replace(x, pools=(_PARTIAL,) if partial else ())
+            elif not somewhere(fixed[path], self.shapes[path]):
+                self.refuse([path], "mixed with other numbers before it meets the input")
             else:
                 leaf = self.vector(path, "gain", "a factor on features (layer scale)")
                 x = _Fed(self.add("scale", [x], scope, _size(leaf), (leaf,)))
@@ -254,9 +258,11 @@ class Tracer:
                 self.nodes[x.node] = dataclasses.replace(node, leaves=(*node.leaves, self.vector(path, "bias")))
             elif path[-1] == "bias" and module in self.stats:
                 x = self.norm(path, dataclasses.replace(x, stat=None), None, scope)
-            elif not whole(axes, shape, leaf) and len(fixed) > 1:
-                self.refuse([path], "one of several tensors that are added to features together")
-            elif long in ([], [len(shape) - 1]) or ("bias" in path[-1] and node.op in WEIGHTS):
+            elif not somewhere(axes, leaf):
+                self.refuse([path], "mixed with other numbers before it meets the input")
+            elif whole(axes, shape, leaf) and (
+                long in ([], [len(shape) - 1]) or ("bias" in path[-1] and node.op in WEIGHTS)
+            ):
                 one = self.vector(path, "bias")
                 x = _Fed(self.add("bias", [x], scope, _size(one), (one,)))
             else:

@@ -38,14 +38,15 @@ def draw_graph(graph: ModuleGraph, title: str, *, columns: int = 16) -> Figure:
 
     depth, lane = _places(graph)
     rows = max(depth) // columns + 1
-    lanes = [max(lane[i] for i in range(len(depth)) if depth[i] // columns == row) + 1 for row in range(rows)]
-    tops = [sum(lanes[:row]) + 0.9 * row for row in range(rows)]
-    spots = [(depth[i] % columns, tops[depth[i] // columns] + lane[i]) for i in range(len(depth))]
+    used = [sorted({lane[i] for i in range(len(depth)) if depth[i] // columns == row}) for row in range(rows)]
+    lanes = [len(one) for one in used]
+    tops = [sum(lanes[:row]) + 0.5 * row for row in range(rows)]
+    spots = [(d % columns, tops[d // columns] + used[d // columns].index(a)) for d, a in zip(depth, lane, strict=True)]
     wide = min(columns, max(depth) + 1)
     height = tops[-1] + lanes[-1]
     figure = Figure(figsize=(max(0.82 * wide + 0.6, 7), 0.5 * height + 1.3), layout="constrained")
     axes = figure.subplots()
-    axes.set(xlim=(-0.9, max(wide, 8) - 0.1), ylim=(height - 0.3, -1.2))
+    axes.set(xlim=(-0.9, max(wide, 8) - 0.1), ylim=(height - 0.3, -0.95))
     axes.set_axis_off()
     own = {path for path, _ in graph.fallback}
     for i, node in enumerate(graph.nodes):
@@ -60,17 +61,17 @@ def draw_graph(graph: ModuleGraph, title: str, *, columns: int = 16) -> Figure:
     stubs: dict[tuple[int, bool], list[int]] = {}
     for source, target in graph.edges:
         if depth[source] // columns == depth[target] // columns:
-            _arrow(axes, spots[source], spots[target])
+            _arrow(axes, spots[source], spots[target], lane[source] == used[depth[source] // columns][0])
         else:
             stubs.setdefault((source, True), []).append(target)
             stubs.setdefault((target, False), []).append(source)
     for (i, leaving), others in stubs.items():
         _stub(axes, spots[i], leaving, ", ".join(map(str, sorted(others))), i)
-    used = graph.counts()
+    counts = graph.counts()
     legend = [
         Patch(facecolor=colour, edgecolor="#333a42", linewidth=0.7, label=name)
         for name, (colour, ops) in _GROUPS.items()
-        if any(op in used for op in ops)
+        if any(op in counts for op in ops)
     ]
     if any(leaf.path in own for node in graph.nodes for leaf in node.leaves):
         legend.append(Patch(facecolor="white", edgecolor="#333a42", linestyle="--", label="own initialiser"))
@@ -80,20 +81,25 @@ def draw_graph(graph: ModuleGraph, title: str, *, columns: int = 16) -> Figure:
 
 
 def _places(graph: ModuleGraph) -> tuple[list[int], list[int]]:
-    """The column of each node, its longest distance from the input, and its lane: that of its first source if free."""
-    before: list[list[int]] = [[] for _ in graph.nodes]
+    """The column of each node, its longest distance from the input, and its lane: that of its sources if free.
+
+    Where several want a lane, it goes to the one with the longest way before it: the main path runs straight.
+    """
+    count = len(graph.nodes)
+    before: list[list[int]] = [[] for _ in range(count)]
+    depth, ahead, lane = [0] * count, [0] * count, [0] * count
     for source, target in graph.edges:
         before[target].append(source)
-    depth: list[int] = []
-    lane: list[int] = []
+    for target in range(count):
+        depth[target] = max((depth[i] + 1 for i in before[target]), default=0)
+    for source, target in sorted(graph.edges, reverse=True):
+        ahead[source] = max(ahead[source], ahead[target] + 1)
     taken: set[tuple[int, int]] = set()
-    for sources in before:
-        depth.append(max((depth[i] + 1 for i in sources), default=0))
-        free = min((lane[i] for i in sources), default=0)
-        while (depth[-1], free) in taken:
-            free += 1
-        lane.append(free)
-        taken.add((depth[-1], free))
+    for node in sorted(range(count), key=lambda i: (depth[i], -ahead[i], i)):
+        lane[node] = min((lane[i] for i in before[node]), default=0)
+        while (depth[node], lane[node]) in taken:
+            lane[node] += 1
+        taken.add((depth[node], lane[node]))
     return depth, lane
 
 
@@ -111,17 +117,27 @@ def _label(node: Node) -> str:
     return f"{node.op} {out}"
 
 
-def _arrow(axes: Any, start: tuple[float, float], end: tuple[float, float]) -> None:
-    """An arrow; over boxes in between it is an arc above them."""
-    far = end[0] - start[0] > 1 and start[1] == end[1]
-    style = dict(arrowstyle="-|>,head_width=0.1,head_length=0.2", color="#333a42", linewidth=0.7)
-    if far:
-        bend = min(0.45, 0.1 + 0.9 / (end[0] - start[0]))
-        ends = (start[0] + 0.1, start[1] - _HEIGHT / 2), (end[0] - 0.1, end[1] - _HEIGHT / 2)
-        style["connectionstyle"] = f"arc3,rad=-{bend}"
+def _arrow(axes: Any, start: tuple[float, float], end: tuple[float, float], top: bool) -> None:
+    """An arrow; one that passes boxes of its lane is led over them, higher above the top lane, where there is room."""
+    from matplotlib.patches import FancyArrowPatch
+    from matplotlib.path import Path
+
+    span, side = end[0] - start[0], _HEIGHT / 2
+    style: dict[str, Any] = dict(
+        arrowstyle="-|>,head_width=1.2,head_length=2.4", color="#333a42", linewidth=0.7, shrinkA=0, shrinkB=0, zorder=2
+    )
+    if span > 1 and start[1] == end[1]:
+        left, right, foot = start[0] + 0.15, end[0] - 0.15, start[1] - side
+        roof = foot - (0.2 + 0.04 * min(span, 7) if top else 0.15)
+        points = [(left, foot), (left, roof), (left + 0.15, roof), (right - 0.15, roof), (right, roof), (right, foot)]
+        codes = [Path.MOVETO, Path.CURVE3, Path.CURVE3, Path.LINETO, Path.CURVE3, Path.CURVE3]
+        axes.add_patch(FancyArrowPatch(path=Path(points, codes), **style))
     else:
-        ends = (start[0] + _WIDTH / 2, start[1]), (end[0] - _WIDTH / 2, end[1])
-    axes.annotate("", xy=ends[1], xytext=ends[0], arrowprops=dict(style, shrinkA=0, shrinkB=0), zorder=2)
+        first, last = (start[0] + _WIDTH / 2, start[1]), (end[0] - _WIDTH / 2, end[1])
+        # Along the lower of the two lanes, where nothing else runs; up or down between the columns.
+        turn = (start[0] if end[1] > start[1] else end[0] - 1) + 0.5
+        points = [first, (turn, start[1]), (turn, end[1]), last]
+        axes.add_patch(FancyArrowPatch(path=Path(points, [Path.MOVETO] + 3 * [Path.LINETO]), **style))
 
 
 def _stub(axes: Any, spot: tuple[float, float], leaving: bool, other: str, number: int) -> None:
