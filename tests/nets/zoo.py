@@ -173,7 +173,8 @@ class ConvNeXt(nn.Module):
             y = nn.Conv(self.width, (7, 7), feature_group_count=self.width, name=f"depthwise{i}")(x)
             y = nn.gelu(nn.Dense(4 * self.width, name=f"expand{i}")(nn.LayerNorm(name=f"norm{i}")(y)))
             y = nn.Dense(self.width, name=f"contract{i}")(y)
-            x = x + y * self.param(f"gamma{i}", nn.initializers.constant(1e-6), (self.width,))
+            gamma = self.param(f"gamma{i}", nn.initializers.constant(1e-6), (self.width,))
+            x = x + y * gamma[None, None, None]
         return nn.Dense(self.classes, name="head")(nn.LayerNorm(name="norm")(x.mean((1, 2))))
 
 
