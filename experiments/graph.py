@@ -10,6 +10,7 @@ import importlib
 import inspect
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -90,14 +91,13 @@ def shapes(texts: list[str]) -> list[Any]:
     return found
 
 
-def of_method(method: str, preset: str) -> dict[str, Any]:
-    """Traces the networks of a method, named as their parameters are."""
+def of_method(method: str, preset: str) -> dict[str, tuple[Any, ...]]:
+    """The networks of a method, named as their parameters are, what they are called with, and keyword arguments."""
     import jax
 
     import presets
     from ophjax import data as datasets
     from ophjax import methods
-    from ophjax.nets.graph import trace_graph
     from ophjax.nets.networks import find_networks
     from ophjax.train import loop, mesh
 
@@ -106,11 +106,11 @@ def of_method(method: str, preset: str) -> dict[str, Any]:
     data = datasets.load(module.DATA).make(data_config)
     made = module.make(methods.fit_to(config, data))
     batch = loop.batch_spec(data, train, mesh.make_mesh(model=train.model_parallel))
-    graphs = {}
+    found = {}
     for name, network in find_networks(made.init, jax.random.key(0), batch).items():
         train_mode = {"train": True} if "train" in network.kwargs else {}
-        graphs[name] = trace_graph(network.module, *network.args, train_kwargs=network.kwargs | train_mode)
-    return graphs
+        found[name] = network.module, network.args, network.kwargs | train_mode
+    return found
 
 
 def run(argv: list[str]) -> None:
@@ -120,15 +120,18 @@ def run(argv: list[str]) -> None:
         raise InputError("Give either a module, as in ophjax.nets.resnet:ResNet, or --method NAME; --help explains.")
     if options.columns < 2:
         raise InputError(f"--columns is {options.columns}; expected at least 2.")
+    networks: dict[str, tuple[Any, ...]]
     if options.method:
-        graphs = of_method(options.method, options.preset)
+        networks = of_method(options.method, options.preset)
     else:
-        from ophjax.nets.graph import trace_graph
-
         module = make_module(options.module, options.options)
-        graphs = {type(module).__name__: trace_graph(module, *shapes(options.input))}
-    for name, graph in graphs.items():
-        print(f"{name}: {graph}\n")
+        networks = {type(module).__name__: (module, shapes(options.input), None)}
+    from ophjax.nets.graph import trace_graph
+
+    for name, (module, inputs, kwargs) in networks.items():
+        start = time.perf_counter()
+        graph = trace_graph(module, *inputs, train_kwargs=kwargs)
+        print(f"{name}, read in {time.perf_counter() - start:.2f} s: {graph}\n")
         if options.out:
             from ophjax.train.graphs import draw_graph
 

@@ -49,11 +49,12 @@ def find_networks(init: Callable[..., Any], *args: Any) -> dict[str, Network]:
             found[name] = network
         elif isinstance(tree, Mapping):
             for key, part in tree.items():
-                search(part, f"{name}/{key}" if name else key)
+                search(part, f"{name}/{key}")
 
     def run(*args: Any) -> None:
         with nn.intercept_methods(note):
-            search(init(*args).params, "")
+            for name, tree in init(*args).params.items():
+                search(tree, name)
 
     jax.eval_shape(run, *args)
     return found

@@ -29,7 +29,7 @@ def test_the_networks_of_a_method_are_drawn_under_their_names(tmp_path, capsys):
     said = capsys.readouterr().out
     names = ["critic", "segmenter", "synthesizers_first", "synthesizers_second"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"ads_{name}.png" for name in names]
-    assert "synthesizers/first: " in said
+    assert "synthesizers/first, read in " in said
 
 
 def test_a_picture_has_every_node_and_edge_once():

@@ -198,5 +198,9 @@ def test_the_networks_behind_an_init_are_found():
 
     found = find_networks(init, jax.random.key(0), {"x": X})
     assert list(found) == ["first", "pair/a", "pair/b"]
+    alone = find_networks(
+        lambda key, batch: State({"only": init(key, batch).params["first"]}), jax.random.key(0), {"x": X}
+    )
+    assert list(alone) == ["only"]
     assert found["first"].module == nn.Dense(3) and found["first"].args == (X,) and found["first"].kwargs == {}
     assert trace_graph(found["pair/a"].module, *found["pair/a"].args).counts() == dict(input=1, conv=1, bias=1)
