@@ -223,6 +223,7 @@ def test_remat_and_jit_change_nothing(lift):
     lifted = trace_graph(zoo.ResNet(block=lift(zoo.ResBlock)), IMAGE)
     assert structure(lifted) == structure(graph_of("resnet"))
     assert {path[-2:] for path, _, _ in lifted.shapes} == {path[-2:] for path, _, _ in graph_of("resnet").shapes}
+    assert trace_graph(lift(zoo.UNet)(), IMAGE) == graph_of("unet")
 
 
 def test_names_of_modules_change_nothing():
