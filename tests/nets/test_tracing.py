@@ -46,6 +46,16 @@ def ops(call: Callable[[nn.Module, jax.Array], Any]) -> list[str]:
     return [node.op for node in trace_graph(Net(call), X).nodes]
 
 
+class ByHand(nn.Module):
+    """A LayerNorm written out, its scale and bias after the division."""
+
+    @nn.compact
+    def __call__(self, x):
+        scale, bias = self.param("scale", nn.initializers.ones, (6,)), self.param("bias", zeros, (6,))
+        x = x - x.mean(-1, keepdims=True)
+        return x / jnp.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * scale[None, None, None] + bias[None, None, None]
+
+
 def norm(**options: Any) -> nn.Module:
     return nn.BatchNorm(use_running_average=False, **options)
 
@@ -55,6 +65,7 @@ def norm(**options: Any) -> nn.Module:
     [
         (lambda m, x: nn.RMSNorm()(x), ["ln"]),
         (lambda m, x: nn.LayerNorm(use_bias=False)(x), ["ln"]),
+        (lambda m, x: ByHand()(x), ["ln"]),
         (lambda m, x: nn.GroupNorm(num_groups=3)(x), ["gn"]),
         (lambda m, x: nn.GroupNorm(num_groups=1)(x), ["gn"]),
         (lambda m, x: nn.InstanceNorm()(x), ["inorm"]),
