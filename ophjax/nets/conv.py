@@ -3,7 +3,8 @@
 XLA lowers several convolutions badly on CPUs: depthwise ones, transposed ones, 1x1, those on maps of a few positions,
 kernel gradients with few output channels, those batched over kernels, and all gradients inside loops. The functions
 here compute what ``lax.conv_general_dilated`` computes, to rounding, and choose at trace time by
-``jax.default_backend()`` and by shape. On GPUs and TPUs they are ``lax``'s own.
+``jax.default_backend()`` and by shape. On GPUs and TPUs, and everywhere under ``with as_lax(True)``, they are ``lax``'s
+own.
 
 On CPUs most convolutions carry their own gradient: reverse mode (``grad``, ``vjp``, ``jacrev``) works, forward mode
 (``jvp``, ``jacfwd``) does not.
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 _FEW_POSITIONS = 16
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
+as_lax = jax.make_user_context(default_value=False)
+"""Under ``with as_lax(True)`` every convolution and pooling is traced as ``lax``'s own, so that a graph can be read."""
+
 
 def conv2d(
     x: Float[Array, "b h w c"], kernel: Float[Array, "k k c d"], *, stride: int = 1, padding: int | None = None
@@ -43,7 +47,7 @@ def conv2d(
     """
     size = kernel.shape[0]
     padding = (size - 1) // 2 if padding is None else padding
-    if jax.default_backend() != "cpu":
+    if _use_lax():
         return _lax_conv(x, kernel, stride, padding)
     if size == 1:
         x = _pad(x, padding)
@@ -59,7 +63,7 @@ def depthwise2d(x: Float[Array, "b h w c"], kernel: Float[Array, "k k 1 c"]) -> 
     """Convolves every channel with its own odd square kernel, stride 1, size kept by zero padding."""
     size, channels = kernel.shape[0], kernel.shape[3]
     padding = (size - 1) // 2
-    if jax.default_backend() != "cpu":
+    if _use_lax():
         return _lax_conv(x, kernel, 1, padding, groups=channels)
     height, width = x.shape[1:3]
     padded = _pad(x, padding)
@@ -72,7 +76,7 @@ def conv_each(x: Float[Array, "b h w c"], kernels: Float[Array, "b k k c d"]) ->
     """Convolves each image with an odd square kernel of its own, stride 1, size kept by zero padding."""
     size = kernels.shape[1]
     padding = (size - 1) // 2
-    if jax.default_backend() != "cpu":
+    if _use_lax():
         return jax.vmap(lambda one, kernel: _lax_conv(one[None], kernel, 1, padding)[0])(x, kernels)
     columns = _columns(_pad(x, padding), size, x.shape[1], x.shape[2], 1)
     return jnp.einsum("bijc,bcd->bijd", columns, kernels.reshape(len(x), -1, kernels.shape[4]))
@@ -85,6 +89,8 @@ def upsample2x2(x: Float[Array, "b h w c"], kernel: Float[Array, "2 2 c d"]) -> 
     and a rearrangement, on every backend. PyTorch places the kernel so; ``flax.linen.ConvTranspose`` has it
     rotated by half a turn.
     """
+    if as_lax.value:
+        return lax.conv_transpose(x, kernel[::-1, ::-1], (2, 2), "VALID", dimension_numbers=_NHWC)
     batch, height, width, channels = x.shape
     features = kernel.shape[3]
     columns = kernel.transpose(2, 0, 1, 3).reshape(channels, 4 * features)
@@ -99,7 +105,7 @@ def max_pool(x: Float[Array, "b h w c"], *, size: int, stride: int, padding: int
     window reduction. Where values tie, the gradient is divided among them instead of going to the first; after
     a ReLU the only frequent ties are zeros, through which no gradient passes.
     """
-    if jax.default_backend() != "cpu":
+    if _use_lax():
         pad = ((padding, padding), (padding, padding))
         return nn.max_pool(x, (size, size), strides=(stride, stride), padding=pad)
     if padding:
@@ -171,6 +177,10 @@ class ConvTranspose2x2(nn.Module):
         init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", batch_axis=(0, 1))
         kernel = self.param("kernel", init, (2, 2, x.shape[-1], self.features), self.param_dtype)
         return _add_bias(self, upsample2x2(x.astype(self.dtype), kernel.astype(self.dtype)))
+
+
+def _use_lax() -> bool:
+    return as_lax.value or jax.default_backend() != "cpu"
 
 
 def _add_bias(module: nn.Module, y: jax.Array) -> jax.Array:

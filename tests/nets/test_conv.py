@@ -189,3 +189,25 @@ def test_conv_is_flax_conv() -> None:
     variables = {"params": {"kernel": normal(1, 3, 3, 4, 3), "bias": normal(2, 3)}}
     got, want = jit(lambda v, x: (conv.Conv(3, stride=2).apply(v, x), flax_conv.apply(v, x)))(variables, x)
     np.testing.assert_allclose(got, want, **ROUNDING)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: conv.conv2d(x, normal(1, 3, 3, 4, 6), stride=2),
+        lambda x: conv.conv2d(x, normal(1, 1, 1, 4, 6)),
+        lambda x: conv.depthwise2d(x, normal(1, 3, 3, 1, 4)),
+        lambda x: conv.conv_each(x, normal(1, 2, 3, 3, 4, 6)),
+        lambda x: conv.upsample2x2(x, normal(1, 2, 2, 4, 6)),
+        lambda x: conv.max_pool(x, size=3, stride=2, padding=1),
+    ],
+)
+def test_everything_is_lax_where_asked_for_and_gives_the_same(function):
+    x, jitted = normal(0, 2, 8, 8, 4), jax.jit(function)
+    expected = jitted(x)
+    with conv.as_lax(True):
+        jaxpr = jax.make_jaxpr(jitted)(x)  # traced anew, although it is in jit's cache
+        found = jitted(x)
+    assert any(name in str(jaxpr) for name in ("conv_general_dilated", "reduce_window_max"))
+    np.testing.assert_allclose(found, expected, **ROUNDING)
+    assert not conv.as_lax.value
