@@ -20,13 +20,13 @@ import optax
 
 from ophjax.data.augment import centred, flip, jitter, unit
 from ophjax.data.crop import resized_crop
-from ophjax.errors import InputError, check_options
+from ophjax.errors import check_options, unknown
 from ophjax.keys import at
 from ophjax.losses import contrast
 from ophjax.losses.classification import softmax_cross_entropy
 from ophjax.losses.segmentation import binary_cross_entropy, soft_dice_loss
 from ophjax.metrics import ranking, streaming
-from ophjax.nets.children import CLASSIFIERS, FAMILIES, draw_pool
+from ophjax.nets.children import CLASSIFIERS, FAMILIES, NORMS, draw_pool
 from ophjax.nets.features import GHNConfig
 from ophjax.nets.hyperinit import Pool, make_pool, unit_bank
 from ophjax.nets.hypernet import GHN
@@ -48,12 +48,12 @@ DATA = "shapes"
 
 # Changes to Config for two CPU cores, and for tests.
 DEMO: dict[str, Any] = dict(
-    width=48, heads=4, channels=16, side=5, pool=8, families=("plain", "residual", "dense", "vit", "unet"), widest=32,
-    meta_batch=2, lr=2e-3, steps=700,
+    width=48, heads=4, channels=16, side=5, pool=8, families=("plain", "residual", "dense", "vit", "unet"),
+    norms=("batch", "group"), widest=32, meta_batch=2, lr=2e-3, steps=800,
 )  # fmt: skip
 SMOKE: dict[str, Any] = dict(
-    width=16, layers=1, heads=2, channels=8, side=3, pool=3, families=("plain", "vit", "unet"), widest=8,
-    meta_batch=2, lr=3e-3, steps=4,
+    width=16, layers=1, heads=2, channels=8, side=3, pool=2, families=("plain", "unet"), widest=8,
+    meta_batch=2, steps=4,
 )  # fmt: skip
 
 # Changes to the loop's configuration, by preset.
@@ -114,6 +114,8 @@ class Config:
     families: tuple[str, ...] = FAMILIES
     """Families in the pool, in turn: plain, residual, dense, inverted, vit, unet. Those that the data cannot serve
     (without classes or masks) are left out."""
+    norms: tuple[str, ...] = NORMS
+    """Normalisations in the pool: batch, group, none. Nets without one learn from predicted parameters last."""
     widest: int = 64
     """Most channels of a child's layer."""
     meta_batch: int = 4
@@ -150,9 +152,13 @@ def check(config: Config) -> None:
     """Raises InputError for settings that no hypernetwork or pool can be built from."""
     for family in config.families:
         if family not in FAMILIES:
-            raise InputError(f"Unknown family {family!r}. Known: {', '.join(FAMILIES)}. Choose some of these.")
+            raise unknown("family", family, FAMILIES)
+    for norm in config.norms:
+        if norm not in NORMS:
+            raise unknown("norm", norm, NORMS)
     rules = {
         "families": (bool(served(config)), "at least one that the data set can serve"),
+        "norms": (bool(config.norms), "at least one"),
         "pool": (config.pool >= 1, "at least 1"),
         "widest": (config.widest >= 8 and config.widest % 8 == 0, "a multiple of 8"),
         "meta-batch": (1 <= config.meta_batch <= config.pool, "from 1 to the size of the pool"),
@@ -211,7 +217,7 @@ def make(config: Config) -> Method:
     ghn = GHN(ghn_config(config))
     tx = optimiser(config)
     contrastive, denoise = config.objective == "contrastive", config.dense_objective == "denoise"
-    archs = draw_pool(config.pool_seed, config.pool, served(config), widest=config.widest)
+    archs = draw_pool(config.pool_seed, config.pool, served(config), norms=config.norms, widest=config.widest)
     classifiers = [i for i, arch in enumerate(archs) if not arch.dense]
     unets = [i for i, arch in enumerate(archs) if arch.dense]
     trained = ("hyper", "projection") if contrastive and classifiers else ("hyper",)
@@ -329,7 +335,8 @@ def make(config: Config) -> Method:
             bank = {group: values[child] for group, values in banks.items()}
             params = pool.tree_of(child, assemble(pool.pieces[child], bank, normalise=config.normalise))
             variables = {"params": params, "batch_stats": state.extra["batch_stats"][f"child{child}"]}
-            return pool.modules[child].apply(variables, images, train=False, method=method).astype(jnp.float32)
+            answer: Any = pool.modules[child].apply(variables, images, train=False, method=method)
+            return answer.astype(jnp.float32)
 
         outputs: Outputs = {}
         if classifiers and contrastive:

@@ -8,7 +8,7 @@ hyper-initializer's paper draws is not known: the families and ranges are our de
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 CLASSIFIERS = ("plain", "residual", "dense", "inverted", "vit")
 FAMILIES = (*CLASSIFIERS, "unet")
+NORMS = ("batch", "group", "none")
 
 
 class Architecture(NamedTuple):
@@ -66,41 +67,43 @@ class Architecture(NamedTuple):
         )
 
 
-def draw_architecture(rng: np.random.Generator, family: str, *, widest: int = 64) -> Architecture:
+def draw_architecture(
+    rng: np.random.Generator, family: str, *, norms: Sequence[str] = NORMS, widest: int = 64
+) -> Architecture:
     """Draws one architecture of a family; first widths are 8, 16 or 24, later ones at most ``widest``."""
     if family not in FAMILIES:
         raise unknown("family", family, FAMILIES)
 
-    def pick(*choices: object) -> object:
+    def pick(*choices: Any) -> Any:
         return choices[int(rng.integers(len(choices)))]
 
-    first = int(pick(8, 16, 24))
+    first = pick(8, 16, 24)
     if family == "vit":
-        return Architecture("vit", (min(2 * first, widest),), int(pick(2, 3)), 4, "none", "stride", hidden=0)
-    levels = int(pick(2, 3)) if family == "unet" else int(pick(2, 3, 4))
-    growth = float(pick(1.0, 1.5, 2.0))
+        return Architecture("vit", (min(2 * first, widest),), pick(2, 3), 4, "none", "stride", hidden=0)
+    levels = pick(2, 3) if family == "unet" else pick(2, 3, 4)
+    growth = pick(1.0, 1.5, 2.0)
     widths = tuple(min(widest, 8 * round(first * growth**i / 8)) for i in range(levels))
     return Architecture(
         family,
         widths,
-        blocks=1 if family == "unet" else int(pick(1, 2)),
-        size=int(pick(3, 3, 5)),
-        norm=str(pick("batch", "batch", "group", "none")),
-        down=str(pick("max", "average", "stride")),
-        up=str(pick("transpose", "resize")),
-        hidden=0 if family == "unet" else int(pick(0, 0, 32)),
+        blocks=1 if family == "unet" else pick(1, 2),
+        size=pick(3, 3, 5),
+        norm=pick(*norms),
+        down=pick("max", "average", "stride"),
+        up=pick("transpose", "resize"),
+        hidden=0 if family == "unet" else pick(0, 0, 32),
     )
 
 
 def draw_pool(
-    seed: int, number: int, families: Sequence[str] = FAMILIES, *, widest: int = 64
+    seed: int, number: int, families: Sequence[str] = FAMILIES, *, norms: Sequence[str] = NORMS, widest: int = 64
 ) -> tuple[Architecture, ...]:
     """Draws different architectures, the families taking turns; a seed's pool is always the same."""
     rng = np.random.default_rng([seed, 7])
     pool: list[Architecture] = []
     tries = 0
     while len(pool) < number:
-        found = draw_architecture(rng, families[len(pool) % len(families)], widest=widest)
+        found = draw_architecture(rng, families[len(pool) % len(families)], norms=norms, widest=widest)
         tries += 1
         if found not in pool or tries > 100 * number:
             pool.append(found)

@@ -18,14 +18,14 @@ from ophjax.keys import at
 from ophjax.nets.children import Architecture, build
 from ophjax.nets.features import Features, GHNConfig, featurise, lay_out
 from ophjax.nets.graph import ModuleGraph, trace_graph
-from ophjax.nets.hypernet import GHN
+from ophjax.nets.hypernet import GHN, bank_of
 from ophjax.transforms.generation import Path, Piece, assemble, postprocess
 from ophjax.types import Key
 
 FALLBACKS = ("module_init", "error")
 
 
-def call_options(module: nn.Module, *, train: bool) -> dict[str, bool]:
+def call_options(module: nn.Module, *, train: bool) -> dict[str, Any]:
     """``{"train": train}`` where the module's call asks for it."""
     return {"train": train} if "train" in inspect.signature(type(module).__call__).parameters else {}
 
@@ -47,7 +47,7 @@ def predict_params(
       shuffled: seed of a permutation of the operations among the nodes, a control.
     """
     pieces, rows = lay_out(graph, ghn.config, head=head)
-    bank = ghn.apply({"params": ghn_params}, featurise(graph, ghn.config, rows, seed=shuffled))
+    bank = bank_of(ghn, ghn_params, featurise(graph, ghn.config, rows, seed=shuffled))
     return assemble(pieces, bank, normalise=normalise), pieces
 
 
@@ -167,7 +167,7 @@ class Pool(NamedTuple):
     def banks(self, ghn: GHN, params: Any, picks: Any = slice(None)) -> dict[str, jax.Array]:
         """The hypernetwork's output for some children, stacked along the first axis."""
         chosen = jax.tree.map(lambda x: jnp.asarray(x)[picks], self.features)
-        return jax.vmap(lambda graph: ghn.apply({"params": params}, graph))(chosen)
+        return jax.vmap(lambda graph: bank_of(ghn, params, graph))(chosen)
 
     def tree_of(self, child: int, tensors: Mapping[Path, jax.Array]) -> Any:
         """A child's parameter tree; what the hypernetwork does not predict is zero (children have no such thing)."""
@@ -221,7 +221,7 @@ def unit_bank(ghn: GHN, ghn_params: Any, graph: ModuleGraph) -> Any:
     Without it the kernels of an untrained hypernetwork are several times smaller than those of He's initialiser.
     """
     _, rows = lay_out(graph, ghn.config)
-    bank = ghn.apply({"params": ghn_params}, featurise(graph, ghn.config, rows))
+    bank = bank_of(ghn, ghn_params, featurise(graph, ghn.config, rows))
     blocks = [values for group, values in bank.items() if "x" in group]
     mean_square = sum(jnp.square(block).sum() for block in blocks) / sum(block.size for block in blocks)
     decoder = dict(ghn_params["decoder"])

@@ -203,6 +203,12 @@ class GHN(nn.Module):
         return Decoder(self.config, name="decoder")(x, graph.rows)
 
 
+def bank_of(ghn: GHN, params: Any, graph: Features) -> dict[str, Array]:
+    """What a hypernetwork writes for one graph: for each entry of the bank, [rows, ...]."""
+    bank: Any = ghn.apply({"params": params}, graph)
+    return bank
+
+
 def check(config: GHNConfig) -> None:
     """Raises InputError for sizes that cannot be built."""
     if config.core not in CORES:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from ophjax import methods, trees
 from ophjax.errors import InputError
 from ophjax.keys import at
-from ophjax.nets.capture import Call, calls_of
 from ophjax.nets.features import lay_out
 from ophjax.nets.graph import ModuleGraph, trace_graph
 from ophjax.nets.hyperinit import graft, predict_params
 from ophjax.nets.hypernet import GHN
+from ophjax.nets.networks import find_networks
 from ophjax.train.checkpoint import Checkpoints
 from ophjax.train.logs import say
 from ophjax.transforms.generation import postprocess
@@ -68,8 +68,8 @@ def parse_source(source: str) -> tuple[GHN, Any]:
 def starter(source: str, method: Method, key: Key, batch: Any) -> Callable[[TrainState], TrainState]:
     """Prepares what starts a method's networks from a hypernetwork: ``state = start(state)``.
 
-    The networks are found by running ``method.init`` on shapes: each Flax module that it initialises is traced to a
-    graph, and its parameters are those of the network of the state with the same tree. Heads stay fresh.
+    The networks are found by running ``method.init`` on shapes, and each is traced to a graph. Heads stay fresh, as do
+    parameters that no node predicts.
 
     Args:
       source: ``hyper:RUN_FOLDER``.
@@ -81,45 +81,30 @@ def starter(source: str, method: Method, key: Key, batch: Any) -> Callable[[Trai
       InputError: no such run; no network of the method could be predicted.
     """
     ghn, ghn_params = parse_source(source)
-    abstract, calls = calls_of(method.init, key, batch)
-    plans = {name: _match(tree, calls) for name, tree in abstract.params.items()}
-    makers: dict[str, Callable[[Key], Any]] = {}
-    for name, call in plans.items():
-        if call is None:
-            say(f"--init: {name} is no Flax module of its own and keeps its usual start.")
-            continue
+    networks = find_networks(method.init, key, batch)
+    makers: dict[str, Callable[[Any, Key], Any]] = {}
+    for name, network in networks.items():
         # The module's own train mode where that is all there is to choose; else exactly as it was called.
-        options = None if set(call.kwargs) <= {"train"} else call.kwargs
-        graph = trace_graph(call.module, *call.args, train_kwargs=options)
+        options = None if set(network.kwargs) <= {"train"} else network.kwargs
+        graph = trace_graph(network.module, *network.args, train_kwargs=options)
         pieces, _ = lay_out(graph, ghn.config)
         say(f"--init: {name}: {len(pieces)} of {len(graph.shapes)} parameter tensors from {source}, the rest as usual.")
         if pieces:
             makers[name] = _maker(ghn, ghn_params, graph)
     if not makers:
-        raise InputError(f"--init {source}: none of the networks {', '.join(abstract.params)} can be predicted.")
+        raise InputError(f"--init {source}: this method has no network that can be predicted.")
 
     def start(state: TrainState) -> TrainState:
-        fresh = {name: make(state.params[name], at(key, name)) for name, make in makers.items()}
-        return state.replace(params=state.params | fresh)
+        def walk(tree: Any, name: str) -> Any:
+            if name in makers:
+                return makers[name](tree, at(key, name))
+            if isinstance(tree, Mapping):
+                return {part: walk(child, f"{name}/{part}") for part, child in tree.items()}
+            return tree
+
+        return state.replace(params={name: walk(tree, name) for name, tree in state.params.items()})
 
     return start
-
-
-def _match(tree: Any, calls: list[Call]) -> Call | None:
-    """The call that initialises a network's tree: the first one of the same paths, shapes and types."""
-    wanted = _signature(tree)
-    for call in calls:
-        if call.method != "__call__":
-            continue
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        made = jax.eval_shape(lambda key, call=call: call.module.init(key, *call.args, **call.kwargs), key)
-        if wanted and _signature(made.get("params", {})) == wanted:
-            return call
-    return None
-
-
-def _signature(tree: Any) -> dict[str, Any]:
-    return {path: (leaf.shape, leaf.dtype) for path, leaf in trees.named_leaves(tree).items()}
 
 
 def _maker(ghn: GHN, ghn_params: Any, graph: ModuleGraph) -> Callable[[Any, Key], Any]:

@@ -184,7 +184,8 @@ class Bench:
         return {"params": params, "batch_stats": stats}, losses
 
     def _answer(self, variables: Any, image: jax.Array) -> jax.Array:
-        return self.module.apply(variables, centred(unit(image)), **call_options(self.module, train=False))
+        logits: Any = self.module.apply(variables, centred(unit(image)), **call_options(self.module, train=False))
+        return logits
 
     def score(self, variables: Any, split: Shots) -> float:
         """Accuracy, or the mean Dice over images and regions; by batches of 100."""
