@@ -16,7 +16,7 @@ from ophjax.nets.features import CHANNELS, SIDES, GHNConfig, featurise, lay_out,
 from ophjax.nets.graph import trace_graph
 from ophjax.nets.hyperinit import call_options, hyper_init, make_pool, predict_params, recalibrate, unit_bank
 from ophjax.nets.hypernet import GHN, Decoder
-from ophjax.transforms.generation import assemble
+from ophjax.transforms.generation import assemble, staged_switch
 
 SMALL = GHNConfig(width=16, layers=2, heads=2, channels=8, side=3, classes=4)
 IMAGE = jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.float32)
@@ -282,3 +282,42 @@ def test_recalibration_fills_running_statistics():
     assert found["params"] is variables["params"]
     plain = {"params": {}}
     assert recalibrate(module, plain, images) == plain
+
+
+def test_staged_gradients_of_a_pool_equal_monolithic_ones(trained):
+    """Check 11: through banks, a switch and a scan, or through each child's whole program."""
+    ghn, params = trained()
+    archs = (PLAIN, Architecture("residual", (8,), norm="none", size=1))
+    pool = make_pool(archs, (16, 16, 3), ghn.config, classes=4, regions=1)
+    image, labels = jax.random.normal(jax.random.key(1), (4, 16, 16, 3)), jnp.arange(4)
+
+    def branch(child):
+        return lambda bank: (
+            child_loss(
+                pool.modules[child], pool.tree_of(child, assemble(pool.pieces[child], bank)), pool.statistics(child),
+                image, labels,
+            ),
+            (),
+        )  # fmt: skip
+
+    def staged(params):
+        chosen = staged_switch([branch(0), branch(1)])
+        picks = jnp.array([1, 0])
+        scan = jax.lax.scan(lambda _, x: (None, chosen(*x)[0]), None, (picks, pool.banks(ghn, params, picks)))
+        return scan[1].mean()
+
+    def monolithic(params):
+        losses = []
+        for child, graph in enumerate(pool.graphs):
+            tensors, _ = predict_params(ghn, params, graph, head="predict")
+            tree = pool.tree_of(child, tensors)
+            losses.append(child_loss(pool.modules[child], tree, pool.statistics(child), image, labels))
+        return sum(losses) / len(losses)
+
+    (value, grads), (expected, expected_grads) = (
+        jax.jit(jax.value_and_grad(loss))(params) for loss in (staged, monolithic)
+    )
+    assert float(value) == pytest.approx(float(expected), rel=1e-5)
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected_grads))
+    for path, leaf in trees.named_leaves(grads).items():
+        np.testing.assert_allclose(leaf, trees.named_leaves(expected_grads)[path], rtol=1e-3, atol=1e-5 * largest)

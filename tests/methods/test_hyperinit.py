@@ -1,0 +1,128 @@
+"""The hyper-initializer's training: objectives, controls, errors, and what its experiments must show."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ophjax.data import shapes
+from ophjax.errors import InputError
+from ophjax.methods import hyperinit
+from ophjax.methods.hyperinit import SMOKE, VARIANTS, Config, ghn_config, make, served
+
+CLASSES = shapes.TASKS["source"]
+
+
+def settings(**changes):
+    return dataclasses.replace(Config(), **{**SMOKE, "classes": CLASSES, "regions": ("lesion",), **changes})
+
+
+def batch(count=8, size=16):
+    examples = [shapes.draw(0, i, size, "source") for i in range(count)]
+    ones = jnp.ones(count)
+    stacked = {name: jnp.stack([example[name] for example in examples]) for name in examples[0]}
+    return stacked | {"weight": ones, "mask_weight": ones, "index": jnp.arange(count)}
+
+
+def test_unlabelled_objectives_learn_and_score_without_truth():
+    """Contrast for classifiers, denoising for U-Nets; no label or mask is looked at."""
+    method = make(settings(objective="contrastive", dense_objective="denoise", projection=8))
+    data = batch()
+    blind = data | {"label": jnp.full(8, -1), "mask": jnp.zeros_like(data["mask"]), "mask_weight": jnp.zeros(8)}
+    state = jax.jit(method.init)(jax.random.key(0), data)
+    assert set(state.params) == {"hyper", "projection"}
+    step = jax.jit(method.stages[0].step)
+    moved, logs = step(jax.random.key(1), state, data)
+    same, _ = step(jax.random.key(1), state, blind)
+    for one, two in zip(jax.tree.leaves(moved.params), jax.tree.leaves(same.params), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert np.isfinite(float(logs["loss"]))
+    assert not np.array_equal(moved.params["projection"]["first"], state.params["projection"]["first"])
+    outputs = jax.jit(method.predict)(jax.random.key(2), moved, blind)
+    assert outputs["views"].shape == (8, 2, 8) and outputs["error"].shape == (8, 1)
+    found = method.metrics(outputs, blind)
+    gathered = {name: np.asarray(value / count) for name, (value, count) in found.items()}
+    scores = method.scores(gathered)
+    assert 0 <= scores["retrieval"] <= 1 and scores["restored"] < 0
+    assert method.watch == "retrieval"
+
+
+def test_shuffled_labels_are_the_only_thing_a_control_changes():
+    data = batch()
+    one, two = (make(settings(families=("plain",), flip=False, control=control)) for control in ("none", "labels"))
+    state = jax.jit(one.init)(jax.random.key(0), data)
+    key = jax.random.key(1)
+    _, plain = jax.jit(one.stages[0].step)(key, state, data)
+    _, shuffled = jax.jit(two.stages[0].step)(key, state, data)
+    assert float(plain["child_loss"]) != float(shuffled["child_loss"])
+    alike = data | {"label": jnp.zeros(8, jnp.int32)}
+    _, plain = jax.jit(one.stages[0].step)(key, state, alike)
+    _, shuffled = jax.jit(two.stages[0].step)(key, state, alike)
+    assert float(plain["child_loss"]) == pytest.approx(float(shuffled["child_loss"]), rel=1e-5)
+
+
+def test_families_that_the_data_cannot_serve_are_left_out():
+    assert served(settings(regions=())) == ("plain",)
+    assert served(settings(classes=("only",))) == ("unet",)
+    assert served(settings(regions=(), dense_objective="denoise")) == ("plain", "unet")
+    assert ghn_config(settings()).classes == 4
+    assert ghn_config(settings(objective="contrastive")).classes == 0
+    assert ghn_config(settings(families=("unet",))).classes == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (dict(families=("lstm",)), "unet"),
+        (dict(norms=("layer",)), "group"),
+        (dict(families=("unet",), regions=()), "families"),
+        (dict(pool=1, meta_batch=2), "meta-batch"),
+        (dict(widest=12), "widest"),
+        (dict(norms=()), "norms"),
+        (dict(lr=0.0), "lr"),
+        (dict(warmup=1.0), "warmup"),
+        (dict(heads=3), "heads"),
+    ],
+)
+def test_impossible_settings_are_refused(change, word):
+    with pytest.raises(InputError, match=word):
+        jax.eval_shape(make(settings(**change)).init, jax.random.key(0), batch())
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_steps(name):
+    """Shapes only: each variant is a method whose step keeps the state's structure."""
+    method = make(settings(**VARIANTS[name][0] | dict(meta_batch=1, pool=1, families=("plain",))))
+    data = batch()
+    state = jax.eval_shape(method.init, jax.random.key(0), data)
+    after, logs = jax.eval_shape(method.stages[0].step, jax.random.key(1), state, data)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+    assert {"loss", "child_loss", "worst_child"} <= set(logs)
+
+
+@pytest.mark.trend
+def test_one_architecture_is_learned_by_its_hypernetwork_alone():
+    """Check 13: above 95 % on 256 training images, the child itself never trained; shuffled labels stay below that."""
+    reached = {}
+    data = batch(256, 24)
+    for control in ("none", "labels"):
+        config = settings(
+            width=32, layers=2, heads=4, channels=16, side=3, families=("residual",), norms=("batch",), pool=1,
+            meta_batch=1, widest=16, lr=2e-3, steps=300, control=control,
+        )  # fmt: skip
+        method = make(config)
+        state = jax.jit(method.init)(jax.random.key(0), data)
+        step = jax.jit(method.stages[0].step)
+        for number in range(300):
+            rows = np.random.default_rng(number).permutation(256)[:64]
+            state, _ = step(jax.random.key(number), state, {name: value[rows] for name, value in data.items()})
+        answers = jax.jit(method.predict)(jax.random.key(0), state, data)["answers"]
+        reached[control] = float((answers[:, 0] == data["label"]).mean())
+    assert reached["none"] > 0.95
+    assert reached["labels"] < 0.6
+
+
+def test_the_paper_is_named():
+    assert hyperinit.PAPER["arxiv"] == "2206.03661"

@@ -1,0 +1,34 @@
+"""A run folder of the hyper-initializer as its first checkpoint leaves it, without any training."""
+
+import dataclasses
+import json
+from contextlib import closing
+
+import jax
+import jax.numpy as jnp
+
+from ophjax.data import shapes
+from ophjax.methods import hyperinit
+from ophjax.train.checkpoint import Checkpoints
+from ophjax.train.runfolder import plain_config
+
+
+def write_run(folder):
+    """Writes config.json and one checkpoint; returns the state that is in it."""
+    config = dataclasses.replace(
+        hyperinit.Config(), **hyperinit.SMOKE, classes=shapes.TASKS["source"], regions=("lesion",)
+    )
+    method = hyperinit.make(config)
+    batch = {
+        "image": jnp.zeros((2, 16, 16, 3), jnp.uint8), "label": jnp.zeros(2, jnp.int32),
+        "mask": jnp.zeros((2, 16, 16, 1), jnp.uint8), "mask_weight": jnp.ones(2), "weight": jnp.ones(2),
+        "index": jnp.arange(2),
+    }  # fmt: skip
+    state = jax.jit(method.init)(jax.random.key(0), batch)
+    folder.mkdir()
+    about = {"method": "hyperinit", "data": "shapes", "config": plain_config(method=config)}
+    (folder / "config.json").write_text(json.dumps(about))
+    with closing(Checkpoints(folder / "checkpoints")) as saved:
+        saved.save(0, state, {})
+        saved.wait()
+    return state
