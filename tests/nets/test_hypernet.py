@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ophjax
 from ophjax import trees
 from ophjax.errors import InputError
 from ophjax.nets.children import UNSEEN, Architecture, build, draw_architecture, draw_pool
@@ -321,3 +322,9 @@ def test_staged_gradients_of_a_pool_equal_monolithic_ones(trained):
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected_grads))
     for path, leaf in trees.named_leaves(grads).items():
         np.testing.assert_allclose(leaf, trees.named_leaves(expected_grads)[path], rtol=1e-3, atol=1e-5 * largest)
+
+
+def test_the_drop_in_is_found_at_the_top():
+    assert ophjax.hyper_init is hyper_init and ophjax.trace_graph is trace_graph
+    with pytest.raises(AttributeError, match="hyper"):
+        ophjax.hyper  # noqa: B018
