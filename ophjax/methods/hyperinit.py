@@ -243,7 +243,7 @@ def make(config: Config) -> Method:
 
     def spoil(key: Key, image: jax.Array) -> jax.Array:
         """Adds noise and blanks one patch in eight, of 4 x 4 pixels."""
-        grid = (len(image), -(-image.shape[1] // 4), -(-image.shape[2] // 4), 1)
+        grid = (image.shape[0], -(-image.shape[1] // 4), -(-image.shape[2] // 4), 1)
         kept = jax.random.bernoulli(at(key, "patches"), 7 / 8, grid).repeat(4, 1).repeat(4, 2)
         noisy = image + config.noise * jax.random.normal(at(key, "noise"), image.shape)
         return noisy * kept[:, : image.shape[1], : image.shape[2]]
