@@ -112,7 +112,7 @@ def run(argv: list[str]) -> int:
     host.cache_programs()
     import jax
 
-    from ophjax.train import checkpoint, loop, mesh, report, results, runfolder
+    from ophjax.train import checkpoint, loop, mesh, report, restore, results, runfolder
     from ophjax.train.logs import say
 
     if options.distributed:
@@ -145,6 +145,8 @@ def run(argv: list[str]) -> int:
         "raters": list(data.raters),
         "caution": getattr(methods.load(chosen.method), "CAUTION", ""),
         "splits": {name: len(source) for name, source in data.splits.items()},
+        # What prediction and export need to know of the data set, which need not be there then.
+        "example": restore.describe_example(data),
     }
     if options.start_from and not (folder / "metrics.jsonl").exists():  # a new run: refused before it has a folder
         checkpoint.check_networks(loop.abstract_state(method, data, options.train), options.start_from)

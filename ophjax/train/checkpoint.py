@@ -61,6 +61,10 @@ class Checkpoints:
         """The steps that can be restored, in order."""
         return sorted(self._manager.all_steps())
 
+    def best(self) -> int | None:
+        """The step of the best score that can be restored; None where none has one."""
+        return self._manager.best_step()
+
     def save(self, step: int, state: Any, meta: dict[str, Any], *, watch: float | None = None) -> None:
         """Starts writing a checkpoint; ``watch`` is its score, larger being better.
 
