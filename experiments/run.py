@@ -44,7 +44,9 @@ class Options:
     resume: bool = False
     """Go on from the newest checkpoint, exactly as if the run had never stopped."""
     start_from: tuple[str, ...] = ()
-    """Networks taken from finished runs instead of random numbers: NETWORK=RUN_FOLDER, e.g. segmenter=runs/first."""
+    """Networks taken from finished runs instead of random numbers: NETWORK=RUN_FOLDER, e.g. segmenter=runs/first. Or
+    their backbones from a file of pretrained weights (ResNet, EfficientNet-B2; torchvision's or timm's names):
+    NETWORK=FILE.safetensors, e.g. segmenter=resnet34.safetensors."""
     dry_run: bool = False
     """Print mesh, parameters, memory and FLOPs of a step, and train nothing."""
     json: bool = False
