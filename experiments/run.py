@@ -120,7 +120,7 @@ def run(argv: list[str]) -> int:
     if options.distributed:
         mesh.start_processes(options.coordinator, options.processes, options.process)
     host.keep_memory()
-    data = datasets.load(chosen.data).make(options.data)
+    data = datasets.make(chosen.data, options.data)
     method_config = methods.fit_to(options.method, data)
     method = methods.load(chosen.method).make(method_config)
     if options.dry_run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
+from typing import Any
 
 from ophjax.errors import unknown
 
@@ -47,3 +48,15 @@ def load(name: str) -> ModuleType:
     if name not in DATASETS:
         raise unknown("data set", name, tuple(DATASETS))
     return importlib.import_module(DATASETS[name])
+
+
+def make(name: str, config: Any) -> Any:
+    """Makes a data set: from the files that its loader knows, or where the given folder is a prepared one from that.
+
+    Raises:
+      InputError: as the data set's ``make``, or ``shards.read``.
+    """
+    from ophjax.data import shards
+
+    home = shards.home_of(config)
+    return load(name).make(config) if home is None else shards.read(home, name, config)
