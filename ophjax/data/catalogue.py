@@ -58,19 +58,22 @@ def _list() -> Iterator[tuple[str, Entry]]:
     where = "drive.grand-challenge.org; Kingston University"
     yield "vessels", Entry("vessels", "DRIVE and CHASE_DB1", "vessels, two cameras", where, RESEARCH)
     yield "ph2", Entry("ph2", "PH2", "skin lesion, melanoma", "ADDI project, University of Porto", RESEARCH)
-    where, options = (
-        "Harvard Dataverse; challenge.isic-archive.com",
-        "--data.table --data.image --data.label --data.domain",
-    )
-    task = "skin lesion classes by domain"
-    terms = f"non-commercial (CC BY-NC); {SEE}"
-    yield "ham10000", Entry("table", "HAM10000 and ISIC tables", task, where, terms, f"{options} --data.domains")
+    where, terms = "challenge.isic-archive.com", f"non-commercial (CC BY-NC or CC0); {SEE}"
+    task = "skin lesion, benign or malignant, seven classes"
+    yield "isic", Entry("isic", "ISIC 2016 and 2018", task, where, terms, "--data.edition")
+    options = "--data.table --data.image --data.label --data.domain --data.domains"
+    where, task = "Harvard Dataverse", "skin lesion classes by domain"
+    yield "ham10000", Entry("table", "HAM10000 and other tables", task, where, f"CC BY-NC 4.0; {SEE}", options)
     options = "--data.image --data.label --data.domain --data.domains"
     yield "camelyon17", Entry("table", "Camelyon17-WILDS", "tumour by hospital", "wilds.stanford.edu", SEE, options)
     yield (
         "ddti",
         Entry("ddti", "DDTI, nodule crops", "thyroid nodule, benign or suspicious", "CIM@LAB, Bogota", RESEARCH),
     )
+    where = "the authors' repository (TRFE-Net)"
+    yield "tn3k", Entry("tn3k", "TN3K", "thyroid nodule", where, RESEARCH)
+    options = "--data.set"
+    yield "medmnist", Entry("medmnist", "MedMNIST, 2-D sets", "classes", "medmnist.com", "CC BY 4.0, few NC", options)
     where = "National Library of Medicine (USA)"
     yield "shenzhen", Entry("shenzhen", "Shenzhen chest X-rays", "lungs, tuberculosis", where, SEE)
     terms, options = f"CC BY 4.0 (MedMNIST); {SEE}", "--data.pneumonia FILE --data.shenzhen DIR"

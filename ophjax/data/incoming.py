@@ -171,7 +171,7 @@ def grey_levels(module: ModuleType, config: Any, regions: tuple[str, ...]) -> tu
             later = {value for other in values[i + 1 :] for value in other}
             levels.append(max(set(own) - later, default=-1))
         if min(levels) >= 0:
-            return max(code.background), tuple(levels)
+            return 0 if 0 in code.background else max(code.background), tuple(levels)
     return 0, (255,) if len(regions) == 1 else tuple(range(1, len(regions) + 1))
 
 

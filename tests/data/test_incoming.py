@@ -68,6 +68,7 @@ def module(code=None):
         ("drishti", ("disc", "cup"), (0, (1, 2))),
         ("cell=0;background=1,255", ("cell",), (255, (0,))),
         ("disc=128,255;cup=128,255", ("disc", "cup"), (0, (1, 2))),  # no value is the disc's alone
+        ("background=0,1,2;nodule=253,254,255", ("nodule",), (0, (255,))),  # cut in the middle
         (None, ("lung",), (0, (255,))),
         (None, ("liver", "spleen", "kidney"), (0, (1, 2, 3))),
     ],
