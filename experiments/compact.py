@@ -10,7 +10,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-import predict
+import enlarge
 from ophjax import methods
 from ophjax.errors import InputError
 from ophjax.train import host
@@ -34,10 +34,9 @@ def compact(folder: Path, out: Path) -> str:
     from ophjax import trees
     from ophjax.nets import superres, superres_weights
     from ophjax.train.checkpoint import Checkpoints
-    from ophjax.types import TrainState
 
-    config, found = predict.read_run(folder)
-    state = TrainState(step=jnp.zeros((), jnp.int32), params=found["params"], opt={}, extra=found["extra"])
+    run = enlarge.read_run(folder)
+    config, state = run.config, run.state
     net, params = methods.load("dualsr").compact(config, state)
     dense = methods.load("dualsr").build(config)
     try:

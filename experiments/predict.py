@@ -1,24 +1,30 @@
-"""Enlarge images with a trained network: python experiments/predict.py RUN_FOLDER --images PICTURES --out FOLDER
+"""Predict new images with a trained network: python experiments/predict.py --run RUN --input FOLDER
 
-Instead of a run's folder a file of weights can be given: safetensors with the names of DRN's released PyTorch program,
-or that program's .pt where torch is installed. Large images are done tile by tile, so that memory does not grow with
-them. With --truth the result is scored as benchmarks do (luma, border cut).
+Works for every method, without the data set that the run was trained on: sizes, classes and regions come from the run's
+folder. The input is an image, a DICOM or NIfTI file, or a folder of them with all that lies below (GAMMA's grading: a
+folder with pairs in the official layout). Images are read as in training.
+
+Written below --out: predictions.csv; masks/ (the data set's pixel values, the image's own size); overlays/; maps/;
+arrays/ (probabilities as npz); pictures/ (enlarged images of dualsr); predict.json, which says what the numbers mean.
+Files that cannot be read are left out and listed in skipped.csv, and the exit code is then 3.
 """
 
 import argparse
+import csv
+import io
 import json
 import sys
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ophjax import methods
-from ophjax.data import files, images
+from ophjax import data as datasets
+from ophjax.data import images, incoming
 from ophjax.errors import InputError
 from ophjax.train import host
+
+SKIPPED = 3
+"""Exit code where some files could not be read; all others were predicted."""
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -26,164 +32,119 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("model", type=Path, help="folder of a dualsr run, or a .safetensors or .pt file")
-    parser.add_argument("--images", type=Path, required=True, help="an image, or a folder of them")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the enlarged images (PNG)")
-    parser.add_argument("--tile", type=int, default=192, help="side of the tiles in input pixels (default 192)")
-    parser.add_argument("--overlap", type=int, default=16, help="input pixels that tiles share (default 16)")
-    parser.add_argument("--truth", type=Path, help="folder of the images in high resolution, to score the result")
+    parser.add_argument("--run", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--input", type=Path, required=True, help="a file, or a folder")
+    parser.add_argument("--out", type=Path, help="folder for the results (default: RUN/predicted/INPUT)")
+    parser.add_argument(
+        "--checkpoint", choices=("newest", "best"), default="newest", help="which one (default: newest)"
+    )
+    parser.add_argument("--batch-size", type=int, default=0, help="images at once (default: what fits into memory)")
+    parser.add_argument("--no-overlays", action="store_true", help="write no overlays")
+    parser.add_argument("--no-arrays", action="store_true", help="write no arrays")
+    parser.add_argument("--tile", type=int, default=192, help="dualsr: side of the tiles in input pixels (default 192)")
+    parser.add_argument("--overlap", type=int, default=16, help="dualsr: input pixels that tiles share (default 16)")
     return parser.parse_args(argv)
 
 
-def load(model: Path) -> tuple[Any, Any]:
-    """Loads a network and its parameters from a run's folder (compact where the run compressed) or a file of weights.
-
-    Raises:
-      InputError: neither of them is there, or it does not fit.
-    """
-    from ophjax.nets import superres_weights
-
-    if model.is_dir():
-        return from_run(model)
-    return superres_weights.from_state_dict(superres_weights.read_weights(model))
-
-
-def from_run(folder: Path) -> tuple[Any, Any]:
-    """Loads the network of a run."""
-    from ophjax.types import TrainState
-
-    config, state = read_run(folder)
-    module = methods.load("dualsr")
-    whole = TrainState(step=np.zeros((), np.int32), params=state["params"], opt={}, extra=state["extra"])
-    if config.ratio:
-        return module.compact(config, whole)
-    return module.build(config), whole.params["primal"]
-
-
-def read_run(folder: Path) -> tuple[Any, dict[str, Any]]:
-    """Reads a dualsr run's configuration and its newest state.
-
-    Raises:
-      InputError: the folder holds no such run, or no checkpoint.
-    """
-    from ophjax.train.checkpoint import Checkpoints
-
-    try:
-        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        given = about["config"]["method"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{folder} is no run: its config.json cannot be read ({error!r}). Give a run's folder."
-        ) from error
-    if about.get("method") != "dualsr":
-        raise InputError(f"{folder} is a run of {about.get('method')}; only those of dualsr enlarge images.")
-    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    with closing(Checkpoints(folder / "checkpoints", read_only=True)) as saved:
-        steps = saved.steps()
-        if not steps:
-            raise InputError(f"{folder} has no checkpoint yet. Wait for its first, or give another run.")
-        return methods.load("dualsr").Config(**plain), saved.read(steps[-1])
-
-
-def places(size: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin along an axis: all inside, each sharing at least ``overlap`` with the next."""
-    if size <= tile:
-        return [0]
-    count = -(-(size - overlap) // (tile - overlap))
-    return [round(i * (size - tile) / (count - 1)) for i in range(count)]
-
-
-def upscale(
-    enlarge: Callable[[np.ndarray], np.ndarray], image: np.ndarray, *, scale: int, tile: int, overlap: int
-) -> np.ndarray:
-    """Enlarges an image tile by tile; where tiles overlap, each gives its half.
-
-    Args:
-      enlarge: of float32 [h, w, 3] to [s h, s w, 3]; called with one shape only where the image is larger than a tile.
-      image: uint8 [h, w, 3].
-      scale: s.
-      tile: side of the tiles; a shorter side of the image is taken whole.
-      overlap: pixels that neighbours share, below the tile's side.
-
-    Returns:
-      uint8 [s h, s w, 3].
-    """
-    height, width, _ = image.shape
-    found = np.empty((scale * height, scale * width, 3), np.uint8)
-    rows, columns = places(height, tile, overlap), places(width, tile, overlap)
-    for i, top in enumerate(rows):
-        # The half of what is shared with the tile before and with the one behind.
-        first = (rows[i - 1] + tile + top + 1) // 2 if i else 0
-        last = (top + tile + rows[i + 1] + 1) // 2 if i + 1 < len(rows) else height
-        for j, left in enumerate(columns):
-            start = (columns[j - 1] + tile + left + 1) // 2 if j else 0
-            stop = (left + tile + columns[j + 1] + 1) // 2 if j + 1 < len(columns) else width
-            part = enlarge(image[top : top + tile, left : left + tile].astype(np.float32))
-            part = np.clip(np.round(part), 0, 255).astype(np.uint8)
-            y, x = scale * (first - top), scale * (start - left)
-            found[scale * first : scale * last, scale * start : scale * stop] = part[
-                y : y + scale * (last - first), x : x + scale * (stop - start)
-            ]
-    return found
-
-
-def run(argv: list[str]) -> dict[str, tuple[float, float]]:
-    """Enlarges all images; returns PSNR and SSIM of each where there is a truth."""
+def run(argv: list[str]) -> int:
+    """Runs a command line and returns the exit code."""
     options = arguments(argv)
+    if options.batch_size < 0:
+        raise InputError(f"--batch-size is {options.batch_size}; give at least 1, or leave it out.")
     if not 0 <= options.overlap < options.tile:
         raise InputError(
             f"--tile {options.tile} --overlap {options.overlap}: the overlap is at least 0 and below the tile's side."
         )
-    import jax
-    from PIL import Image
+    from tqdm import tqdm
 
-    from ophjax.metrics.restoration import luma_scores
+    from ophjax.train import predict, restore, writing
+    from ophjax.train.runfolder import versions, write_whole
 
-    net, params = load(options.model)
-    forward = jax.jit(lambda params, image: net.apply({"params": params}, image[None]).images[-1][0])
-    pictures = files.list_images(options.images) if options.images.is_dir() else {options.images.stem: options.images}
-    truths = files.list_images(options.truth) if options.truth else {}
+    found = restore.restore(options.run, which=options.checkpoint)
+    host.keep_memory()
+    out = options.out or options.run / "predicted" / (options.input.resolve().stem or "input")
+    module = datasets.load(found.about["data"])
+    levels = incoming.grey_levels(module, found.data_config, found.regions)
+    inputs = incoming.readers(module, found.data_config, options.input, needed=predict.entries_read(found), outside=out)
     try:
-        options.out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{options.out} cannot be made: {error}. Give an --out folder that can be written.") from error
-    scores: dict[str, tuple[float, float]] = {}
-    for name, path in pictures.items():
-        found = upscale(
-            lambda tile: np.asarray(forward(params, tile)), images.read_whole(path), scale=net.scale,
-            tile=options.tile, overlap=options.overlap,
-        )  # fmt: skip
-        target = options.out / f"{name}.png"
-        Image.fromarray(found).save(target)
-        truth = truths.get(name, truths.get(name.removesuffix(f"x{net.scale}")))
-        said = f"{target}  {found.shape[1]} x {found.shape[0]}"
-        if truth is not None:
-            known = images.read_whole(truth).astype(np.float64)
-            if known.shape[0] < found.shape[0] or known.shape[1] < found.shape[1]:
-                raise InputError(
-                    f"The truth {truth} is smaller than the enlarged image {target}. Give the right folder."
-                )
-            psnr, ssim = luma_scores(found.astype(np.float64), known, net.scale)
-            scores[name] = (float(psnr), float(ssim))
-            said += f"  PSNR {psnr:.4f}  SSIM {ssim:.4f}"
-        print(said)
-    if options.truth and not scores:
-        raise InputError(f"{options.truth} has no image of the same name as one of {options.images}. Rename them.")
-    if scores:
-        psnr, ssim = np.mean(list(scores.values()), 0)
-        print(f"mean of {len(scores)}: PSNR {psnr:.4f}  SSIM {ssim:.4f}")
-    return scores
+        raise InputError(f"{out} cannot be made: {error}. Give an --out folder that can be written.") from error
+    writer = writing.Writer(
+        out, classes=found.classes, regions=found.regions, levels=levels, exclusive=found.method.exclusive,
+        overlays=not options.no_overlays, arrays=not options.no_arrays,
+    )  # fmt: skip
+    skipped: list[predict.Skipped] = []
+    with tqdm(total=len(inputs), unit="file", disable=not sys.stderr.isatty()) as bar:
+        results: Iterator[Any]
+        if "target" in found.example:
+            results = enlarged(found, inputs, options, bar.update)
+        else:
+            predictor = predict.Predictor(found, batch_size=options.batch_size, inputs=len(inputs))
+            results = predict.predict_cases(predictor, predict.read_cases(inputs), done=bar.update)
+        for one in results:
+            if isinstance(one, predict.Skipped):
+                skipped.append(one)
+            else:
+                writer.write(*one)
+    table = writer.finish()
+    about = {
+        "run": str(options.run), "input": str(options.input), "method": found.about["method"],
+        "data": found.about["data"], "note": found.about.get("note", ""), "checkpoint": found.step,
+        "classes": found.classes, "mask_values": dict(incoming.describe_levels(levels, found.regions)),
+        "predicted": len(writer.rows), "skipped": len(skipped), "trained_with": found.about.get("versions", {}),
+        "versions": versions(),
+    }  # fmt: skip
+    write_whole(out / "predict.json", (json.dumps(about, indent=2) + "\n").encode())
+    if "square of" in about["note"]:  # no disc is known of a new image, so that none can be cut out around it
+        print("note: in training each image was a square around a given region; give such crops.", file=sys.stderr)
+    print(f"{table}: {len(writer.rows)} predicted by {found.about['method']} (checkpoint {found.step}).")
+    if not skipped:
+        (out / "skipped.csv").unlink(missing_ok=True)
+        return 0
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows([("file", "reason"), *skipped])
+    write_whole(out / "skipped.csv", stream.getvalue().encode())
+    print(f"{len(skipped)} file(s) were skipped, see {out / 'skipped.csv'}:", file=sys.stderr)
+    for one in skipped[:5]:
+        print(f"  {one.reason}", file=sys.stderr)
+    return SKIPPED
+
+
+def enlarged(found: Any, inputs: dict[str, Any], options: argparse.Namespace, done: Any) -> Iterator[Any]:
+    """Enlarges images of any size tile by tile."""
+    import jax
+    import numpy as np
+
+    from ophjax.train import predict
+    from ophjax.train.tiles import upscale
+
+    program = jax.jit(lambda state, image: found.method.predict(jax.random.key(0), state, {"image": image})["restored"])
+    state, scale = jax.device_put(found.state), found.config.scale
+
+    def enlarge(tile: np.ndarray) -> np.ndarray:
+        return np.asarray(program(state, tile[None].astype(np.uint8))[0]).astype(np.float32)
+
+    for name, (file, _) in inputs.items():
+        try:
+            image = images.read_whole(file)
+            picture = upscale(enlarge, image, scale=scale, tile=options.tile, overlap=options.overlap)
+        except InputError as error:
+            yield predict.Skipped(file, str(error))
+        else:
+            size = (image.shape[1], image.shape[0])
+            yield file, incoming.Case(name, {}, image, size, (0, 0, *size)), {"restored": picture}
+        done()
 
 
 def main() -> int:
     """Runs the command; what the user can mend is one paragraph and exit code 2."""
     host.cache_programs()
     try:
-        run(sys.argv[1:])
+        return run(sys.argv[1:])
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

@@ -44,7 +44,9 @@ class Options:
     resume: bool = False
     """Go on from the newest checkpoint, exactly as if the run had never stopped."""
     start_from: tuple[str, ...] = ()
-    """Networks taken from finished runs instead of random numbers: NETWORK=RUN_FOLDER, e.g. segmenter=runs/first."""
+    """Networks taken from finished runs instead of random numbers: NETWORK=RUN_FOLDER, e.g. segmenter=runs/first. Or
+    their backbones from a file of pretrained weights (ResNet, EfficientNet-B2; torchvision's or timm's names):
+    NETWORK=FILE.safetensors, e.g. segmenter=resnet34.safetensors."""
     init: str = ""
     """hyper:RUN_FOLDER starts every network from the hypernetwork of a run of --method hyperinit; heads stay fresh."""
     beside: Path | None = None
@@ -116,13 +118,13 @@ def run(argv: list[str]) -> int:
     host.cache_programs()
     import jax
 
-    from ophjax.train import checkpoint, hyper, loop, mesh, report, results, runfolder
+    from ophjax.train import checkpoint, hyper, loop, mesh, report, restore, results, runfolder
     from ophjax.train.logs import say
 
     if options.distributed:
         mesh.start_processes(options.coordinator, options.processes, options.process)
     host.keep_memory()
-    data = datasets.load(chosen.data).make(options.data)
+    data = datasets.make(chosen.data, options.data)
     method_config = methods.fit_to(options.method, data)
     method = methods.load(chosen.method).make(method_config)
     if options.dry_run:
@@ -150,6 +152,8 @@ def run(argv: list[str]) -> int:
         "caution": getattr(methods.load(chosen.method), "CAUTION", ""),
         "beside": str(options.beside.resolve()) if options.beside else "",
         "splits": {name: len(source) for name, source in data.splits.items()},
+        # What prediction and export need to know of the data set, which need not be there then.
+        "example": restore.describe_example(data),
     }
     if options.start_from and not (folder / "metrics.jsonl").exists():  # a new run: refused before it has a folder
         checkpoint.check_networks(loop.abstract_state(method, data, options.train), options.start_from)

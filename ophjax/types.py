@@ -87,6 +87,8 @@ class Method(NamedTuple):
         leaves as pictures of every training image (split ``train``); None where there are none.
       submit: ``submit(folder, examples)`` writes the answers to the test split in a challenge's official files, on the
         host; ``examples`` gives the name of each with its outputs and what else is known of it.
+      exclusive: the regions of the output ``mask_probs`` exclude each other, so that a pixel belongs to the most
+        probable of them and the background; else each region has what it holds with more than one half.
     """
 
     init: Callable[[Key, Batch], TrainState]
@@ -97,3 +99,4 @@ class Method(NamedTuple):
     watch: str
     export: Callable[[Key, TrainState, Batch], Outputs] | None = None
     submit: Callable[[Path, Iterable[tuple[str, Mapping[str, np.ndarray]]]], None] | None = None
+    exclusive: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
+from typing import Any
 
 from ophjax.errors import unknown
 
@@ -23,6 +24,9 @@ DATASETS: dict[str, str] = {
     "ph2": "ophjax.data.builders.ph2",
     "shenzhen": "ophjax.data.builders.shenzhen",
     "ddti": "ophjax.data.builders.ddti",
+    "isic": "ophjax.data.builders.isic",
+    "tn3k": "ophjax.data.builders.tn3k",
+    "medmnist": "ophjax.data.builders.medmnist",
     "vessels": "ophjax.data.builders.vessels",
     "cells": "ophjax.data.builders.cells",
     "bubil": "ophjax.data.builders.bubil",
@@ -48,3 +52,15 @@ def load(name: str) -> ModuleType:
     if name not in DATASETS:
         raise unknown("data set", name, tuple(DATASETS))
     return importlib.import_module(DATASETS[name])
+
+
+def make(name: str, config: Any) -> Any:
+    """Makes a data set: from the files that its loader knows, or where the given folder is a prepared one from that.
+
+    Raises:
+      InputError: as the data set's ``make``, or ``shards.read``.
+    """
+    from ophjax.data import shards
+
+    home = shards.home_of(config)
+    return load(name).make(config) if home is None else shards.read(home, name, config)

@@ -10,7 +10,9 @@ GAMMA spec, section (k).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -186,6 +188,17 @@ class Eyes:
 
     def __getitem__(self, index: int) -> Example:
         return draw(self._config, self._indices[index])
+
+
+def new_examples(
+    config: Config, path: Path, needed: Collection[str] = ("volume",)
+) -> dict[str, tuple[Path, Callable[[], Example]]]:
+    """New eyes in GAMMA's layout, scaled as the drawn ones: see ``builders.gamma.new_examples``."""
+    from ophjax.data.builders import gamma
+
+    return gamma.new_examples(
+        gamma.Config(size=config.size, frame="whole", slices=config.slices, oct_size=config.oct_size), path, needed
+    )
 
 
 def make(config: Config) -> Dataset:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ophjax.data import dicom
 from ophjax.errors import InputError, unknown
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8
 
 MAX_PIXELS = 100_000_000
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", dicom.SUFFIX)
 
 CODES = {
     "binary": "region=1,255",
@@ -97,6 +98,8 @@ def parse_code(text: str) -> MaskCode:
 
 def image_size(path: Path) -> tuple[int, int]:
     """Reads (width, height) from the header, as the image is displayed (EXIF orientation applied)."""
+    if path.suffix.lower() == dicom.SUFFIX:
+        return dicom.size(path)
     with _opened(path) as image:
         width, height = image.size
         # For PNG, getexif would decode the whole file unless the tag stands before the pixels.
@@ -257,6 +260,9 @@ def square_around(path: Path, region: UInt8[np.ndarray, "h w"], diameters: float
 def _opened(path: Path) -> Iterator[Any]:
     from PIL import Image
 
+    if path.suffix.lower() == dicom.SUFFIX:
+        yield Image.fromarray(dicom.picture(path, most=MAX_PIXELS))
+        return
     try:
         with Image.open(path) as image:
             width, height = image.size

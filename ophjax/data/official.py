@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -141,15 +142,66 @@ def divide(
     rows = [i for i in chosen[0] if masked is None or masked[i]]
     if rows:
         splits["masks"] = Subset(kept, rows)
+    _look(splits)
+    sizes = ", ".join(f"{len(splits[part])} {part}" for part in ("train", "val", "test"))
+    drawn = " and ".join(parts[1:])
+    how = f"{drawn} drawn by seed {config.split_seed}" + (", groups kept whole" if groups else "")
+    return Dataset(name, regions, classes, splits, f"{sizes}; {how}.{' ' if remark else ''}{remark}")
+
+
+class Parts(Protocol):
+    """What the configs of sets with given parts have in common."""
+
+    @property
+    def val_fraction(self) -> float: ...
+    @property
+    def test_fraction(self) -> float: ...
+    @property
+    def split_seed(self) -> int: ...
+
+
+def as_given(
+    name: str,
+    parts: Mapping[str, tuple[Source, Sequence[int]]],
+    config: Parts,
+    *,
+    regions: tuple[str, ...] = (),
+    classes: tuple[str, ...] = (),
+) -> Dataset:
+    """Takes the parts of a set as they are given; what is missing of val and test is drawn from train by seed.
+
+    Args:
+      name: of the data set.
+      parts: the source of each part (train, val, test) with its labels, which are equal where there are none.
+      config: fractions and seed of the draw.
+      regions, classes: of the data set.
+    """
+    source, labels = parts["train"]
+    missing = [part for part in ("val", "test") if part not in parts]
+    shares = {"val": config.val_fraction, "test": config.test_fraction}
+    kept: Source = Cached(source)
+    splits: dict[str, Source] = {part: Cached(other) for part, (other, _) in parts.items() if part != "train"}
+    if missing:
+        drawn = [shares[part] for part in missing]
+        chosen = split(labels, source.names, fractions=[1 - sum(drawn), *drawn], seed=config.split_seed)
+        splits |= {part: Subset(kept, rows) for part, rows in zip(missing, chosen[1:], strict=True)}
+        kept = Subset(kept, chosen[0])
+    splits = {"train": kept, **splits}
+    if regions:
+        splits["masks"] = splits["train"]
+    _look(splits)
+    sizes = ", ".join(f"{len(splits[part])} {part}" for part in ("train", "val", "test"))
+    how = f"{' and '.join(missing)} drawn by seed {config.split_seed}" if missing else "as given"
+    return Dataset(name, regions, classes, splits, f"{sizes}; {how}.")
+
+
+def _look(splits: Mapping[str, Source]) -> None:
+    """Reads the first examples of the training and the test split."""
     for part in {"train", "test"} & set(splits):
         first = splits[part]
         with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
             for _ in pool.map(first.__getitem__, range(min(len(first), CHECKED))):
                 pass
-    sizes = ", ".join(f"{len(splits[part])} {part}" for part in ("train", "val", "test"))
-    drawn = " and ".join(parts[1:])
-    how = f"{drawn} drawn by seed {config.split_seed}" + (", groups kept whole" if groups else "")
-    return Dataset(name, regions, classes, splits, f"{sizes}; {how}.{' ' if remark else ''}{remark}")
 
 
 def no_answers(example: Example) -> Example:

@@ -7,14 +7,14 @@ volume. Standardising a picture afterwards (z-score) undoes the window's scale, 
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from ophjax.data.dicom import needed as needed
 from ophjax.data.shift import Domain
 from ophjax.data.sources import Example
 from ophjax.errors import InputError
@@ -104,7 +104,7 @@ def domain_of(
                 f"{regions} region(s)."
             )
         chosen = [i for i in range(len(grey)) if slices == "all" or labels[i].any()]
-        return chosen, [_stretch(grey[i], size) for i in chosen], [_stretch_labels(labels[i], size) for i in chosen]
+        return chosen, [stretch(grey[i], size) for i in chosen], [_stretch_labels(labels[i], size) for i in chosen]
 
     with ThreadPoolExecutor(THREADS) as pool:
         found = list(pool.map(read, cases))
@@ -193,16 +193,8 @@ def read_dicom(folder: Path) -> tuple[Float32[np.ndarray, "n h w"], list[str]]:
 _RESCALE = {"RescaleSlope": 1, "RescaleIntercept": 0}
 
 
-def needed(package: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise InputError(
-            f"This data set needs the package {package}, which is not installed: pip install 'ophjax[medical]'."
-        ) from error
-
-
-def _stretch(grey: np.ndarray, size: int) -> np.ndarray:
+def stretch(grey: np.ndarray, size: int) -> np.ndarray:
+    """Stretches a slice uint8 [h, w] to a square."""
     from PIL import Image
 
     if grey.shape == (size, size):

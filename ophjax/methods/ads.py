@@ -388,4 +388,4 @@ def make(config: Config) -> Method:
 
     watch = f"dice_{config.domains[0]}" if len(config.domains) > 1 else "dice"
     return Method(init, (Stage("game" if plays else "training", config.steps, learn, "masks", trained),), predict,
-                  metrics, scores, watch)  # fmt: skip
+                  metrics, scores, watch, exclusive=True)  # fmt: skip

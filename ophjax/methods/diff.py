@@ -373,7 +373,7 @@ def make(config: Config) -> Method:
         outputs["image_and_mask"] = jax.nn.sigmoid(diagnose(state, "diagnosis", image, expertise.encode(probs)))
         if fuses:  # what the search did on the training images, the same beside every image
             means = {f"train_{name}": value.mean(0) for name, value in state.extra["found"].items()}
-            outputs |= {name: jnp.broadcast_to(mean, (len(image), *mean.shape)) for name, mean in means.items()}
+            outputs |= {name: jnp.broadcast_to(mean, (image.shape[0], *mean.shape)) for name, mean in means.items()}
         return outputs | region_ratios(probs)
 
     def metrics(outputs: Outputs, batch: Batch) -> Pairs:

@@ -140,7 +140,7 @@ def grading(config: Config) -> Part:
         probs = []
         height, width = picture.shape[1:3]
         for scale in config.test_scales:
-            shape = (len(picture), round(scale * height), round(scale * width), 3)
+            shape = (picture.shape[0], round(scale * height), round(scale * width), 3)
             image = centred(picture if scale == 1 else jax.image.resize(picture, shape, "linear"))
             for one, other in ((0, 0), (1, 0), (0, 1), (1, 1)) if config.test_flips else ((0, 0),):
                 logits, _ = apply(

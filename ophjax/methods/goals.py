@@ -324,4 +324,6 @@ def make(config: Config) -> Method:
         stages.append(Stage("classifier", config.steps, step, "train", ("classifier",)))
     official = config.regions == LAYERS
     watch = "auc" if classes else "dice"
-    return Method(init, tuple(stages), predict, metrics, scores, watch, submit=submit if official else None)
+    return Method(
+        init, tuple(stages), predict, metrics, scores, watch, submit=submit if official else None, exclusive=True
+    )

@@ -198,7 +198,7 @@ def check(config: Config) -> None:
 
 def attention_maps(found: Mapping[str, jax.Array], size: tuple[int, ...]) -> Outputs:
     """Resizes the attention of each steered stage to the image and scales its peak to 1: [b, h, w] each."""
-    maps = {name: jax.image.resize(looked, (len(looked), *size), "bilinear") for name, looked in found.items()}
+    maps = {name: jax.image.resize(looked, (looked.shape[0], *size), "bilinear") for name, looked in found.items()}
     return {f"attention_{name}": looked / looked.max((1, 2), keepdims=True) for name, looked in maps.items()}
 
 
@@ -339,7 +339,7 @@ def make(config: Config) -> Method:
         if assisted:
             logits, taps, _ = segment(state.params, stats, image, train=False)
             outputs["mask_probs"] = jax.nn.sigmoid(logits.astype(jnp.float32))
-            order = others(key, len(image))
+            order = others(key, image.shape[0]) if config.control == "features" else None
             image, taps = diagnosis_inputs(logits, taps, image, order)
         variables = {"params": state.params["diagnosis"], "batch_stats": stats["diagnosis"]}
         logits, attention = diagnosis.apply(variables, image, taps, train=False)

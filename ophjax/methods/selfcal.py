@@ -368,7 +368,7 @@ def make(config: Config) -> Method:
 
     def predict(key: Key, state: TrainState, batch: Batch) -> Outputs:
         image, stats = unit(batch["image"]), state.extra["batch_stats"]
-        everyone = jnp.ones((len(image), count))
+        everyone = jnp.ones((image.shape[0], count))
 
         def one(carry: tuple[jax.Array, jax.Array], number: jax.Array) -> tuple[Any, jax.Array]:
             told, kept = carry
@@ -380,7 +380,7 @@ def make(config: Config) -> Method:
             probs = jax.nn.sigmoid(logits)
             return (told, kept), jax.lax.cummin(probs, axis=3) if config.nested else probs
 
-        empty = jnp.zeros((len(image), count, *image.shape[1:3], regions)) if recurrent else jnp.zeros(())
+        empty = jnp.zeros((image.shape[0], count, *image.shape[1:3], regions)) if recurrent else jnp.zeros(())
         # Without DivM nothing changes from round to round.
         last = max(config.rounds, *config.scored_rounds) if recurrent else 1
         (_, maps), probs = jax.lax.scan(one, (equal(image), empty), jnp.arange(last))

@@ -4,7 +4,7 @@ XLA lowers several convolutions badly on CPUs: depthwise ones, transposed ones, 
 kernel gradients with few output channels, those batched over kernels, and all gradients inside loops. The functions
 here compute what ``lax.conv_general_dilated`` computes, to rounding, and choose at trace time by
 ``jax.default_backend()`` and by shape. On GPUs and TPUs, and everywhere under ``with as_lax(True)``, they are ``lax``'s
-own.
+own. Under ``with for_all_platforms(True)`` a program gets both and chooses where it runs.
 
 On CPUs most convolutions carry their own gradient: reverse mode (``grad``, ``vjp``, ``jacrev``) works, forward mode
 (``jvp``, ``jacfwd``) does not.
@@ -32,6 +32,16 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 
 as_lax = jax.make_user_context(default_value=False)
 """Under ``with as_lax(True)`` every convolution and pooling is traced as ``lax``'s own, so that a graph can be read."""
+for_all_platforms = jax.make_user_context(default_value=False)
+"""Under ``with for_all_platforms(True)`` what is traced can be lowered to several platforms at once (export)."""
+
+
+def _choose(on_cpu: Callable[..., jax.Array], elsewhere: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """Applies the formulation of the present backend; for all platforms, that of the one it will run on."""
+    if for_all_platforms.value:
+        return lax.platform_dependent(*arrays, cpu=on_cpu, default=elsewhere)
+    own = jax.default_backend() == "cpu" and not as_lax.value
+    return (on_cpu if own else elsewhere)(*arrays)
 
 
 def conv2d(
@@ -47,8 +57,16 @@ def conv2d(
     """
     size = kernel.shape[0]
     padding = (size - 1) // 2 if padding is None else padding
-    if _use_lax():
-        return _lax_conv(x, kernel, stride, padding)
+    return _choose(
+        lambda x, kernel: _conv2d_on_cpu(x, kernel, stride, padding),
+        lambda x, kernel: _lax_conv(x, kernel, stride, padding),
+        x,
+        kernel,
+    )
+
+
+def _conv2d_on_cpu(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    size = kernel.shape[0]
     if size == 1:
         x = _pad(x, padding)
         return jnp.einsum("bhwc,cd->bhwd", x[:, ::stride, ::stride], kernel[0, 0])
@@ -63,23 +81,30 @@ def depthwise2d(x: Float[Array, "b h w c"], kernel: Float[Array, "k k 1 c"]) -> 
     """Convolves every channel with its own odd square kernel, stride 1, size kept by zero padding."""
     size, channels = kernel.shape[0], kernel.shape[3]
     padding = (size - 1) // 2
-    if _use_lax():
-        return _lax_conv(x, kernel, 1, padding, groups=channels)
-    height, width = x.shape[1:3]
-    padded = _pad(x, padding)
-    taps = kernel.reshape(size, size, 1, 1, 1, channels)
-    shifted = (padded[:, i : i + height, j : j + width] * taps[i, j] for i in range(size) for j in range(size))
-    return sum(shifted, start=jnp.zeros((), x.dtype))
+
+    def by_taps(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        height, width = x.shape[1:3]
+        padded = _pad(x, padding)
+        taps = kernel.reshape(size, size, 1, 1, 1, channels)
+        shifted = (padded[:, i : i + height, j : j + width] * taps[i, j] for i in range(size) for j in range(size))
+        return sum(shifted, start=jnp.zeros((), x.dtype))
+
+    return _choose(by_taps, lambda x, kernel: _lax_conv(x, kernel, 1, padding, groups=channels), x, kernel)
 
 
 def conv_each(x: Float[Array, "b h w c"], kernels: Float[Array, "b k k c d"]) -> Float[Array, "b h w d"]:
     """Convolves each image with an odd square kernel of its own, stride 1, size kept by zero padding."""
     size = kernels.shape[1]
     padding = (size - 1) // 2
-    if _use_lax():
+
+    def by_columns(x: jax.Array, kernels: jax.Array) -> jax.Array:
+        columns = _columns(_pad(x, padding), size, x.shape[1], x.shape[2], 1)
+        return jnp.einsum("bijc,bcd->bijd", columns, kernels.reshape(x.shape[0], -1, kernels.shape[4]))
+
+    def by_lax(x: jax.Array, kernels: jax.Array) -> jax.Array:
         return jax.vmap(lambda one, kernel: _lax_conv(one[None], kernel, 1, padding)[0])(x, kernels)
-    columns = _columns(_pad(x, padding), size, x.shape[1], x.shape[2], 1)
-    return jnp.einsum("bijc,bcd->bijd", columns, kernels.reshape(len(x), -1, kernels.shape[4]))
+
+    return _choose(by_columns, by_lax, x, kernels)
 
 
 def upsample2x2(x: Float[Array, "b h w c"], kernel: Float[Array, "2 2 c d"]) -> Float[Array, "b 2*h 2*w d"]:
@@ -105,18 +130,19 @@ def max_pool(x: Float[Array, "b h w c"], *, size: int, stride: int, padding: int
     window reduction. Where values tie, the gradient is divided among them instead of going to the first; after
     a ReLU the only frequent ties are zeros, through which no gradient passes.
     """
-    if _use_lax():
-        pad = ((padding, padding), (padding, padding))
-        return nn.max_pool(x, (size, size), strides=(stride, stride), padding=pad)
-    if padding:
-        sides = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-        x = jnp.pad(x, sides, constant_values=-jnp.inf)
-    height, width = ((n - size) // stride + 1 for n in x.shape[1:3])
-    y = _tap(x, 0, 0, height, width, stride)
-    for i in range(size):
-        for j in range(size):
-            y = jnp.maximum(y, _tap(x, i, j, height, width, stride)) if i or j else y
-    return y
+    sides = ((padding, padding), (padding, padding))
+
+    def by_slices(x: jax.Array) -> jax.Array:
+        if padding:
+            x = jnp.pad(x, ((0, 0), *sides, (0, 0)), constant_values=-jnp.inf)
+        height, width = ((n - size) // stride + 1 for n in x.shape[1:3])
+        y = _tap(x, 0, 0, height, width, stride)
+        for i in range(size):
+            for j in range(size):
+                y = jnp.maximum(y, _tap(x, i, j, height, width, stride)) if i or j else y
+        return y
+
+    return _choose(by_slices, lambda x: nn.max_pool(x, (size, size), strides=(stride, stride), padding=sides), x)
 
 
 class Conv(nn.Module):
@@ -177,10 +203,6 @@ class ConvTranspose2x2(nn.Module):
         init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", batch_axis=(0, 1))
         kernel = self.param("kernel", init, (2, 2, x.shape[-1], self.features), self.param_dtype)
         return _add_bias(self, upsample2x2(x.astype(self.dtype), kernel.astype(self.dtype)))
-
-
-def _use_lax() -> bool:
-    return as_lax.value or jax.default_backend() != "cpu"
 
 
 def _add_bias(module: nn.Module, y: jax.Array) -> jax.Array:

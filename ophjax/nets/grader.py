@@ -54,7 +54,7 @@ class WideStem(nn.Module):
         slices = jnp.moveaxis(volume.reshape(*volume.shape[:3], parts, -1), 3, 0)
         taps = jnp.moveaxis(kernel.reshape(7, 7, parts, -1, self.width), 2, 0)
         sides = [(side - 1) // 2 + 1 for side in volume.shape[1:3]]
-        x, _ = lax.scan(add, jnp.zeros((len(volume), *sides, self.width), self.dtype), (slices, taps))
+        x, _ = lax.scan(add, jnp.zeros((volume.shape[0], *sides, self.width), self.dtype), (slices, taps))
         return nn.relu(make_norm(self.norm, self.width, train=train, name="norm", dtype=self.dtype)(x))
 
 

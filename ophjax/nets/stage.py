@@ -111,20 +111,21 @@ class AttentionStage(nn.Module):
 
         def tokenise(stream: Array, name: str) -> Tokens:
             grid = grid_of(stream)
-            values = to_windows(stream, grid) if windowed else pool_to(stream, *grid).reshape(len(stream), -1, width)
+            rows = stream.shape[0]
+            values = to_windows(stream, grid) if windowed else pool_to(stream, *grid).reshape(rows, -1, width)
             count = stream.shape[1] * stream.shape[2] if windowed else values.shape[1]
             table = (1, count, 1, width // self.heads)
             position = self.param(f"{name}_position", nn.initializers.normal(0.02), table, self.param_dtype)
             if windowed:
                 places = to_windows(position.reshape(1, *stream.shape[1:3], -1), grid)
-                position = jnp.tile(places, (len(stream), 1, 1))[:, :, None]
+                position = jnp.tile(places, (rows, 1, 1))[:, :, None]
             return Tokens(values, position, jnp.ones(values.shape[1], bool))
 
         asked = embed(x, "query")
         told = asked if context is None else embed(context, "context")
         query, key = tokenise(asked, "query"), tokenise(told, "key")
         mixed, _ = CrossAttention(self.heads, name="attention", **types)(query, key)
-        batch = len(asked)
+        batch = asked.shape[0]
         if windowed:
             update = from_windows(mixed, asked.shape, grid_of(asked))
         else:

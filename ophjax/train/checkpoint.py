@@ -16,6 +16,7 @@ import numpy as np
 
 from ophjax import trees
 from ophjax.errors import InputError
+from ophjax.nets import pretrained
 from ophjax.types import TrainState
 
 
@@ -60,6 +61,10 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """The steps that can be restored, in order."""
         return sorted(self._manager.all_steps())
+
+    def best(self) -> int | None:
+        """The step of the best score that can be restored; None where none has one."""
+        return self._manager.best_step()
 
     def save(self, step: int, state: Any, meta: dict[str, Any], *, watch: float | None = None) -> None:
         """Starts writing a checkpoint; ``watch`` is its score, larger being better.
@@ -211,6 +216,9 @@ def check_networks(state: TrainState, sources: Sequence[str]) -> None:
     """
     for source in sources:
         name, path = _parse(source)
+        if path.is_file():
+            _put_weights(state, name, path)
+            continue
         with closing(Checkpoints(path, read_only=True)) as saved:
             steps = saved.steps()
             found = saved.shapes(steps[-1]) if steps else {"params": {}, "extra": {}}
@@ -224,11 +232,12 @@ def check_networks(state: TrainState, sources: Sequence[str]) -> None:
 
 
 def take_networks(state: TrainState, sources: Sequence[str]) -> TrainState:
-    """Replaces networks, and their batch statistics, by those of other runs.
+    """Replaces networks, and their batch statistics, by those of other runs, or their backbones by pretrained ones.
 
     Args:
       state: fresh, for its shapes and shardings.
-      sources: ``"NETWORK=RUN_FOLDER"``; the newest checkpoint of the run is read.
+      sources: ``"NETWORK=RUN_FOLDER"``, of which the newest checkpoint is read, or ``"NETWORK=FILE"`` (see
+        ``nets.pretrained``).
 
     Raises:
       InputError: as ``check_networks``, or a checkpoint is damaged.
@@ -236,9 +245,13 @@ def take_networks(state: TrainState, sources: Sequence[str]) -> TrainState:
     check_networks(state, sources)
     for source in sources:
         name, path = _parse(source)
-        with closing(Checkpoints(path, read_only=True)) as saved:
-            found = saved.read(saved.steps()[-1])
-        old, new = _network(name, found["params"], found["extra"]), _network(name, state.params, state.extra)
+        if path.is_file():
+            name, old = _put_weights(state, name, path)
+        else:
+            with closing(Checkpoints(path, read_only=True)) as saved:
+                found = saved.read(saved.steps()[-1])
+            old = _network(name, found["params"], found["extra"])
+        new = _network(name, state.params, state.extra)
         placed = jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), old, new)
         stats = state.extra.get("batch_stats", {}) | ({name: placed["stats"]} if placed["stats"] is not None else {})
         state = state.replace(
@@ -248,11 +261,26 @@ def take_networks(state: TrainState, sources: Sequence[str]) -> TrainState:
     return state
 
 
+def _put_weights(state: TrainState, where: str, path: Path) -> tuple[str, dict[str, Any]]:
+    """Puts a file's weights into the backbone at ``NETWORK`` or ``NETWORK/PATH``; gives the network's name and tree."""
+    name = where.partition("/")[0]
+    if name not in state.params:
+        raise InputError(f"--start-from {where}={path}: this run has the networks {', '.join(state.params)}. Name one.")
+    own = _network(name, state.params, state.extra)
+    params, stats = pretrained.load_backbone(path, own["params"], own["stats"], where)
+    return name, {"params": params, "stats": stats}
+
+
 def _parse(source: str) -> tuple[str, Path]:
     name, _, folder = source.partition("=")
+    if folder.endswith(pretrained.SUFFIXES) and Path(folder).is_file():
+        return name, Path(folder)
     path = Path(folder) / "checkpoints"
     if not folder or not path.is_dir():
-        raise InputError(f"--start-from {source}: expected NETWORK=RUN_FOLDER, a run with checkpoints in it.")
+        raise InputError(
+            f"--start-from {source}: expected NETWORK=RUN_FOLDER, a run with checkpoints in it, or NETWORK=FILE, "
+            f"weights ({', '.join(pretrained.SUFFIXES)})."
+        )
     return name, path
 
 

@@ -5,6 +5,7 @@ from functools import partial
 
 import flax.linen as nn
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -211,3 +212,21 @@ def test_everything_is_lax_where_asked_for_and_gives_the_same(function):
     assert any(name in str(jaxpr) for name in ("conv_general_dilated", "reduce_window_max"))
     np.testing.assert_allclose(found, expected, **ROUNDING)
     assert not conv.as_lax.value
+
+
+def test_one_program_for_all_platforms_chooses_where_it_runs() -> None:
+    """Lowered for CPU and GPU at once, a program holds lax's own convolution beside the CPU's formulation, and the
+    CPU computes the same as ever."""
+    x, kernel = normal(0, 2, 6, 6, 4), normal(1, 1, 1, 4, 3)
+
+    def function(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return conv.max_pool(conv.conv2d(x, kernel), size=2, stride=2)
+
+    plain = jax.jit(function)
+    with conv.for_all_platforms(True):
+        exported = jax.export.export(jax.jit(lambda x, k: function(x, k)), platforms=("cpu", "cuda"))(x, kernel)
+    assert (
+        "stablehlo.convolution" in exported.mlir_module()
+        and "stablehlo.convolution" not in plain.lower(x, kernel).as_text()
+    )
+    np.testing.assert_array_equal(exported.call(x, kernel), plain(x, kernel))

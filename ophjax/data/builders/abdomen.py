@@ -55,6 +55,13 @@ def make(config: Config) -> Dataset:
     return shift.assemble("abdomen", domains, config=config, regions=tuple(BTCV))
 
 
+def grey_volume(path: Path) -> np.ndarray:
+    """Maps a new volume to bytes, uint8 [n, h, w]: a NIfTI file or a folder of DICOM slices; CT by the window, all else
+    as MR. CT is told by values under -200: nothing in MR is (our decision)."""
+    volume = volumes.read_dicom(path)[0] if path.is_dir() else volumes.read_nifti(path)
+    return volumes.window(volume, *HOUNSFIELD) if volume.min() < -200 else volumes.clip_top(volume)
+
+
 def _folder(given: str, option: str) -> Path:
     path = Path(given).expanduser()
     if not given or not path.is_dir():

@@ -8,14 +8,15 @@ request only: the loader is tested on trees of our own making.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ophjax.data import challenges, files, images, official
+from ophjax.data import challenges, files, images, incoming, official
 from ophjax.data.images import Box
 from ophjax.data.official import Records, find_home, list_ids, need_all, no_answers
 from ophjax.data.sheets import find_table, image_id
@@ -114,6 +115,33 @@ def make(config: Config) -> Dataset:
         regions=REGIONS if masks else (), classes=GRADES if labels else (), test=test,
         masked=[bool(masks)] * len(eyes), remark=f"Without {' and '.join(missing)}." if missing else "",
     )  # fmt: skip
+
+
+def new_examples(
+    config: Config, path: Path, needed: Collection[str] = ("volume",)
+) -> dict[str, tuple[Path, Callable[[], Example]]]:
+    """New eyes to predict: the folder ``multi-modality_images`` or one above it, or where no volumes are needed any
+    pictures. Gives the picture of each and what reads the example.
+
+    Raises:
+      InputError: a run with volumes is given something else than pairs in the official layout.
+    """
+    home = path if path.name == PAIRED else path / PAIRED
+    if not config.volumes or "volume" not in needed:
+        pictures = {name: (file, Eye(file, ())) for name, file in incoming.list_inputs(path).items()}
+        return {name: (file, partial(read, eye, config, -1, None, None)) for name, (file, eye) in pictures.items()}
+    folders = sorted(one for one in home.iterdir() if one.is_dir() and one.name[0] != ".") if home.is_dir() else []
+    if not folders:
+        raise InputError(
+            f"{path} holds no pairs of fundus and OCT, which this run needs. Give a folder with {PAIRED}/0001/0001.jpg "
+            f"and its B-scans {PAIRED}/0001/0001/0_image.jpg to {config.slices - 1}_image.jpg, and so on for each eye."
+        )
+
+    def one(folder: Path) -> Example:
+        slices = list_slices(folder / folder.name, config.slices, legacy=config.legacy_slice_order)
+        return read(Eye(folder / f"{folder.name}.jpg", slices[:: config.depth_stride]), config, -1, None, None)
+
+    return {folder.name: (folder / f"{folder.name}.jpg", partial(one, folder)) for folder in folders}
 
 
 def list_eyes(home: Path, config: Config) -> dict[str, Eye]:

@@ -99,6 +99,11 @@ def read_slice(path: Path) -> np.ndarray:
     return np.ascontiguousarray(values.T)
 
 
+def grey_volume(path: Path) -> np.ndarray:
+    """Reads a slice as bytes, cut at its 99.5th percentile: uint8 [1, h, w]."""
+    return volumes.clip_top(read_slice(path)[None])
+
+
 def _frame(path: Path) -> tuple[int, int]:
     height, width = read_slice(path).shape
     return width, height
@@ -107,9 +112,7 @@ def _frame(path: Path) -> tuple[int, int]:
 def _image(path: Path, size: int, box: Box) -> np.ndarray:
     from PIL import Image
 
-    values = read_slice(path)
-    grey = volumes.window(values, float(values.min()), float(np.percentile(values, 99.5)))
-    whole = Image.fromarray(grey)
+    whole = Image.fromarray(grey_volume(path)[0])
     stretched = np.asarray(whole.resize((size, size), Image.Resampling.BILINEAR, box.of(*whole.size)))
     return np.repeat(stretched[..., None], 3, axis=-1)
 

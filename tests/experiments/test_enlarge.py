@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import compact
-import predict
+import enlarge as enlarging
 import run
 from ophjax import trees
 from ophjax.errors import InputError
@@ -17,6 +17,7 @@ from ophjax.metrics.restoration import luma_scores
 from ophjax.nets.superres import DRN, inner_of
 from ophjax.nets.superres_weights import from_state_dict, read_weights, to_state_dict, write_weights
 from ophjax.train import host
+from ophjax.train.tiles import upscale
 
 
 def nearest(scale):
@@ -34,7 +35,7 @@ def test_tiles_make_the_whole(height, width, overlap):
         shapes.add(tile.shape)
         return nearest(2)(tile)
 
-    found = predict.upscale(enlarge, image, scale=2, tile=16, overlap=overlap)
+    found = upscale(enlarge, image, scale=2, tile=16, overlap=overlap)
     np.testing.assert_array_equal(found, nearest(2)(image))
     assert shapes == {(min(height, 16), min(width, 16), 3)}
 
@@ -48,13 +49,13 @@ def test_tiles_keep_what_they_share_apart_from_their_edges():
         out[:4] = out[-4:] = 0  # two input pixels at top and bottom are spoilt
         return out
 
-    found = predict.upscale(enlarge, image, scale=2, tile=16, overlap=4)
+    found = upscale(enlarge, image, scale=2, tile=16, overlap=4)
     assert (found[4:-4] == 9).all() and (found[:4] == 0).all() and (found[-4:] == 0).all()
 
 
 def test_rounding_and_clipping():
     image = np.zeros((2, 2, 3), np.uint8)
-    found = predict.upscale(lambda tile: np.full((4, 4, 3), 300.0), image, scale=2, tile=8, overlap=1)
+    found = upscale(lambda tile: np.full((4, 4, 3), 300.0), image, scale=2, tile=8, overlap=1)
     assert (found == 255).all()
 
 
@@ -74,7 +75,7 @@ def test_enlarging_with_a_file_of_weights(weights, tmp_path, capsys):
         image = np.random.default_rng(len(folder.name)).integers(0, 256, shape, dtype=np.uint8)
         Image.fromarray(image).save(folder / ("eyex2.png" if folder is small else "eye.png"))
     argv = [str(weights), "--images", str(small), "--out", str(tmp_path / "out")]
-    scores = predict.run([*argv, "--truth", str(large)])
+    scores = enlarging.run([*argv, "--truth", str(large)])
     found = np.asarray(Image.open(tmp_path / "out" / "eyex2.png"))
     assert found.shape == (28, 22, 3)
     truth = np.asarray(Image.open(large / "eye.png")).astype(np.float64)
@@ -88,7 +89,7 @@ def test_enlarging_with_a_file_of_weights(weights, tmp_path, capsys):
     other.mkdir()
     Image.fromarray(found).save(other / "stranger.png")
     with pytest.raises(InputError, match="no image of the same name"):
-        predict.run([*argv, "--truth", str(other)])
+        enlarging.run([*argv, "--truth", str(other)])
 
 
 @pytest.mark.parametrize(
@@ -100,15 +101,15 @@ def test_enlarging_with_a_file_of_weights(weights, tmp_path, capsys):
 )
 def test_mistakes(weights, tmp_path, words, match):
     with pytest.raises(InputError, match=match):
-        predict.run([str(weights), "--images", str(tmp_path / "a.png"), "--out", str(tmp_path / "out"), *words])
+        enlarging.run([str(weights), "--images", str(tmp_path / "a.png"), "--out", str(tmp_path / "out"), *words])
 
 
 def test_no_run(tmp_path):
     with pytest.raises(InputError, match="is no run"):
-        predict.read_run(tmp_path)
+        enlarging.read_run(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"method": "ads", "config": {"method": {}}}))
     with pytest.raises(InputError, match="run of ads"):
-        predict.read_run(tmp_path)
+        enlarging.read_run(tmp_path)
 
 
 @pytest.mark.slow
@@ -124,7 +125,7 @@ def test_a_run_is_compacted_and_trained_on(tmp_path, monkeypatch):
     assert [int(line) for line in (out / "widths.txt").read_text().split()] == list(inner_of(net)) == [4, 8, 8, 8]
     assert f"became {trees.count(params) - 24:,};" in said
     # The folder of the run gives the same compact network as the file.
-    own, from_folder = predict.load(tmp_path / "first")
+    own, from_folder = enlarging.load(tmp_path / "first")
     assert own.inner == net.inner
     image = np.random.default_rng(0).uniform(0, 255, (1, 9, 8, 3)).astype(np.float32)
     one, other = (jax.jit(n.apply)({"params": p}, image).images[-1] for n, p in ((own, from_folder), (net, params)))
@@ -134,7 +135,7 @@ def test_a_run_is_compacted_and_trained_on(tmp_path, monkeypatch):
     words[words.index("NAME")] = "second"
     tuned = [*fixed, *words[2:], "--method.ratio", "0", "--method.dual-steps", "0"]
     assert run.run(tuned) == 0
-    second, _ = predict.load(tmp_path / "second")
+    second, _ = enlarging.load(tmp_path / "second")
     assert second.inner == net.inner
     report = (tmp_path / "second" / "report.html").read_text()
     assert "Restored images" in report and "bicubic" in report
