@@ -4,7 +4,7 @@ Prints, for each stage, the compile time, the step time with a batch that lies o
 the pipeline delivers alone (first epoch, and from the cache), their ratio, and the peak memory of the process.
 With --variants the last stage's step and the prediction are timed in turns with those of other variants; with
 --convolutions the library's convolutions are timed in turns with plain lax; with --dfgt DiFF's search for many images
-in one program is timed against Python loops over the images.
+in one program is timed against Python loops over the images; with --hyper the hypernetwork's own costs are timed.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import presets
+from hypercosts import hypernetwork
 from ophjax import data as datasets
 from ophjax import methods
 from ophjax.data import pipeline
@@ -37,6 +38,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--convolutions", action="store_true", help="time convolutions instead of a method")
     parser.add_argument("--dfgt", type=int, metavar="IMAGES", help="time DiFF's search for so many images instead")
     parser.add_argument("--size", type=int, default=256, help="with --dfgt: side of the images")
+    parser.add_argument("--hyper", action="store_true", help="time a hypernetwork: tracing, predicting, training")
     parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
     return parser.parse_args(argv)
 
@@ -293,6 +295,10 @@ def main() -> int:
         for name, seconds in found.items():
             least = found["together_cpu" if name.endswith("_cpu") else "together"]
             print(f"  {name:22} {seconds:8.2f} s, {seconds / least:.2f} times as long as together")
+    elif options.hyper:
+        found = hypernetwork(options.preset, options.steps)
+        for name, value in found.items():
+            print(f"  {name:26} {value:.3f}")
     elif options.convolutions:
         print("Forward pass and both gradients, ours over lax:")
         found = convolutions(options.steps)
