@@ -18,6 +18,7 @@ DATASETS: dict[str, str] = {
     "shapes": "ophjax.data.shapes",
     "superres": "ophjax.data.superres",
     "folder": "ophjax.data.folder",
+    "imagefolder": "ophjax.data.imagefolder",
     "domains": "ophjax.data.multi",
     "table": "ophjax.data.table",
     "drishti": "ophjax.data.builders.drishti",

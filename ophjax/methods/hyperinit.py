@@ -52,8 +52,8 @@ DEMO: dict[str, Any] = dict(
     norms=("batch", "group"), widest=32, meta_batch=2, lr=2e-3, steps=800,
 )  # fmt: skip
 SMOKE: dict[str, Any] = dict(
-    width=16, layers=1, heads=2, channels=8, side=3, pool=2, families=("plain", "unet"), widest=8,
-    meta_batch=2, steps=4,
+    width=16, layers=1, heads=2, channels=8, side=3, pool=2, families=("plain",), widest=8, meta_batch=2,
+    steps=4,
 )  # fmt: skip
 
 # Changes to the loop's configuration, by preset.

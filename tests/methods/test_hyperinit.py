@@ -16,7 +16,9 @@ CLASSES = shapes.TASKS["source"]
 
 
 def settings(**changes):
-    return dataclasses.replace(Config(), **{**SMOKE, "classes": CLASSES, "regions": ("lesion",), **changes})
+    return dataclasses.replace(
+        Config(), **SMOKE | {"families": ("plain", "unet"), "classes": CLASSES, "regions": ("lesion",)} | changes
+    )
 
 
 def batch(count=8, size=16):
