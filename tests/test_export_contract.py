@@ -75,6 +75,13 @@ def test_the_card_says_what_it_is(artefact):
         assert words in text
 
 
+def test_a_batch_size_is_compiled_once(artefact):
+    model = export.load(artefact)
+    for rows in (1, 3, 1, 3):
+        assert model(image=np.zeros((rows, 32, 32, 3), np.uint8))["probs"].shape == (rows, 4)
+    assert model.program._cache_size() == 2
+
+
 def test_what_does_not_fit_is_told(artefact, tmp_path):
     model = export.load(artefact)
     with pytest.raises(InputError, match="needs image as uint8"):
