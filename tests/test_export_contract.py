@@ -43,7 +43,9 @@ def test_the_artefact_agrees_with_predict(name, tmp_path):
 def artefact(tmp_path_factory):
     home = tmp_path_factory.mktemp("export")
     made = make_run("fccl", home / "run")
-    (home / "run" / "metrics.jsonl").write_text('{"event": "test", "scores": {"accuracy": 0.75}}\n')
+    (home / "run" / "metrics.jsonl").write_text(
+        '{"event": "test", "scores": {"accuracy": 0.75, "accuracy_low": 0.6, "accuracy_high": 0.9}}\n'
+    )
     exporting.run(["--run", str(made.folder), "--out", str(home / "out"), "--licence", "CC0"])
     return home / "out"
 
@@ -71,7 +73,13 @@ sys.meta_path.insert(0, Refuse())
 
 def test_the_card_says_what_it_is(artefact):
     text = (artefact / "README.md").read_text()
-    for words in ("# fccl on lesions", "| accuracy | 0.7500 |", "no medical device", "Weights: CC0", "b x 32 x 32 x 3"):
+    for words in (
+        "# fccl on lesions",
+        "| accuracy | 0.7500 | 0.6000 to 0.9000 |",
+        "no medical device",
+        "Weights: CC0",
+        "b x 32 x 32 x 3",
+    ):
         assert words in text
 
 

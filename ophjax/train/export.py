@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ophjax import methods, trees
+from ophjax import __version__, methods, trees
 from ophjax.errors import InputError
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -229,7 +229,7 @@ def card(about: Mapping[str, Any]) -> str:
         f"# {about['method']} on {about['data']}",
         "",
         f"{paper['title']} ({paper['authors']}, {paper['venue']}, arXiv {paper['arxiv']}), rewritten and trained by "
-        f"ophjax {about['versions'].get('ophjax', '')}. {about['parameters']:,} numbers; checkpoint of step "
+        f"ophjax {__version__}. {about['parameters']:,} numbers; checkpoint of step "
         f"{about['checkpoint']}.",
         "",
         "## Trained on",
@@ -242,8 +242,14 @@ def card(about: Mapping[str, Any]) -> str:
         "",
     ]
     shown = {name: value for name, value in scores.items() if isinstance(value, int | float)}
-    lines += ["| score | value |", "|---|---|"] if shown else ["The run has not ended: there are none."]
-    lines += [f"| {name} | {value:.4f} |" for name, value in shown.items()]
+    lines += (
+        ["| score | value | 95 % interval |", "|---|---|---|"] if shown else ["The run has not ended: there are none."]
+    )
+    for name, value in shown.items():
+        if not name.endswith(("_low", "_high")):
+            low, high = shown.get(f"{name}_low"), shown.get(f"{name}_high")
+            interval = "" if low is None or high is None else f"{low:.4f} to {high:.4f}"
+            lines.append(f"| {name} | {value:.4f} | {interval} |")
     lines += [
         "",
         "## Intended use and limits",
