@@ -43,7 +43,9 @@ def test_the_artefact_agrees_with_predict(name, tmp_path):
 def artefact(tmp_path_factory):
     home = tmp_path_factory.mktemp("export")
     made = make_run("fccl", home / "run")
-    (home / "run" / "metrics.jsonl").write_text('{"event": "test", "scores": {"accuracy": 0.75}}\n')
+    (home / "run" / "metrics.jsonl").write_text(
+        '{"event": "test", "scores": {"accuracy": 0.75, "accuracy_low": 0.6, "accuracy_high": 0.9}}\n'
+    )
     exporting.run(["--run", str(made.folder), "--out", str(home / "out"), "--licence", "CC0"])
     return home / "out"
 
@@ -71,8 +73,21 @@ sys.meta_path.insert(0, Refuse())
 
 def test_the_card_says_what_it_is(artefact):
     text = (artefact / "README.md").read_text()
-    for words in ("# fccl on lesions", "| accuracy | 0.7500 |", "no medical device", "Weights: CC0", "b x 32 x 32 x 3"):
+    for words in (
+        "# fccl on lesions",
+        "| accuracy | 0.7500 | 0.6000 to 0.9000 |",
+        "no medical device",
+        "Weights: CC0",
+        "b x 32 x 32 x 3",
+    ):
         assert words in text
+
+
+def test_a_batch_size_is_compiled_once(artefact):
+    model = export.load(artefact)
+    for rows in (1, 3, 1, 3):
+        assert model(image=np.zeros((rows, 32, 32, 3), np.uint8))["probs"].shape == (rows, 4)
+    assert model.program._cache_size() == 2
 
 
 def test_what_does_not_fit_is_told(artefact, tmp_path):

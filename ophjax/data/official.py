@@ -163,7 +163,7 @@ class Parts(Protocol):
 def as_given(
     name: str,
     parts: Mapping[str, tuple[Source, Sequence[int]]],
-    config: Parts,
+    config: Parts | None,
     *,
     regions: tuple[str, ...] = (),
     classes: tuple[str, ...] = (),
@@ -173,25 +173,26 @@ def as_given(
     Args:
       name: of the data set.
       parts: the source of each part (train, val, test) with its labels, which are equal where there are none.
-      config: fractions and seed of the draw.
+      config: fractions and seed of the draw; None where all parts are given.
       regions, classes: of the data set.
     """
     source, labels = parts["train"]
     missing = [part for part in ("val", "test") if part not in parts]
-    shares = {"val": config.val_fraction, "test": config.test_fraction}
     kept: Source = Cached(source)
     splits: dict[str, Source] = {part: Cached(other) for part, (other, _) in parts.items() if part != "train"}
-    if missing:
+    how = "as given"
+    if missing and config is not None:
+        shares = {"val": config.val_fraction, "test": config.test_fraction}
         drawn = [shares[part] for part in missing]
         chosen = split(labels, source.names, fractions=[1 - sum(drawn), *drawn], seed=config.split_seed)
         splits |= {part: Subset(kept, rows) for part, rows in zip(missing, chosen[1:], strict=True)}
         kept = Subset(kept, chosen[0])
+        how = f"{' and '.join(missing)} drawn by seed {config.split_seed}"
     splits = {"train": kept, **splits}
     if regions:
         splits["masks"] = splits["train"]
     _look(splits)
     sizes = ", ".join(f"{len(splits[part])} {part}" for part in ("train", "val", "test"))
-    how = f"{' and '.join(missing)} drawn by seed {config.split_seed}" if missing else "as given"
     return Dataset(name, regions, classes, splits, f"{sizes}; {how}.")
 
 

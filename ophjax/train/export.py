@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from ophjax import methods, trees
+from ophjax import __version__, methods, trees
 from ophjax.errors import InputError
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -42,13 +42,13 @@ class Exported(NamedTuple):
 
     Attributes:
       about: its model.json.
-      weights: by path.
-      program: the deserialised program.
+      weights: by path, on the device.
+      program: of (weights, batch), compiled for each number of images that it meets.
     """
 
     about: dict[str, Any]
-    weights: dict[str, np.ndarray]
-    program: Any
+    weights: dict[str, jax.Array]
+    program: Callable[..., dict[str, jax.Array]]
 
     def __call__(self, **batch: Any) -> dict[str, jax.Array]:
         """Predicts a batch: ``model(image=images)``, uint8 [b, h, w, 3] of the shape that ``about["inputs"]`` says.
@@ -65,7 +65,7 @@ class Exported(NamedTuple):
                 raise InputError(
                     f"The model needs {name} as {wanted} and got {got}. Its inputs are {', '.join(inputs)}."
                 )
-        return jax.jit(self.program.call)(self.weights, {name: batch[name] for name in inputs})
+        return self.program(self.weights, {name: batch[name] for name in inputs})
 
 
 def load(folder: Path | str) -> Exported:
@@ -87,7 +87,8 @@ def load(folder: Path | str) -> Exported:
     from safetensors.numpy import load as load_weights
 
     try:
-        return Exported(about, load_weights(content[WEIGHTS]), export.deserialize(bytearray(content[PROGRAM])))
+        program = export.deserialize(bytearray(content[PROGRAM]))
+        return Exported(about, jax.device_put(load_weights(content[WEIGHTS])), jax.jit(program.call))
     except Exception as error:  # flatbuffers, MLIR and safetensors raise many kinds
         raise InputError(
             f"{folder} was exported with jax {about.get('versions', {}).get('jax')} and cannot be read by jax "
@@ -228,7 +229,7 @@ def card(about: Mapping[str, Any]) -> str:
         f"# {about['method']} on {about['data']}",
         "",
         f"{paper['title']} ({paper['authors']}, {paper['venue']}, arXiv {paper['arxiv']}), rewritten and trained by "
-        f"ophjax {about['versions'].get('ophjax', '')}. {about['parameters']:,} numbers; checkpoint of step "
+        f"ophjax {__version__}. {about['parameters']:,} numbers; checkpoint of step "
         f"{about['checkpoint']}.",
         "",
         "## Trained on",
@@ -241,8 +242,14 @@ def card(about: Mapping[str, Any]) -> str:
         "",
     ]
     shown = {name: value for name, value in scores.items() if isinstance(value, int | float)}
-    lines += ["| score | value |", "|---|---|"] if shown else ["The run has not ended: there are none."]
-    lines += [f"| {name} | {value:.4f} |" for name, value in shown.items()]
+    lines += (
+        ["| score | value | 95 % interval |", "|---|---|---|"] if shown else ["The run has not ended: there are none."]
+    )
+    for name, value in shown.items():
+        if not name.endswith(("_low", "_high")):
+            low, high = shown.get(f"{name}_low"), shown.get(f"{name}_high")
+            interval = "" if low is None or high is None else f"{low:.4f} to {high:.4f}"
+            lines.append(f"| {name} | {value:.4f} | {interval} |")
     lines += [
         "",
         "## Intended use and limits",

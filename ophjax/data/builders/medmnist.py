@@ -26,12 +26,6 @@ class Config:
     """Name of the set: bloodmnist, breastmnist, dermamnist, octmnist, pathmnist, pneumoniamnist, retinamnist, ..."""
     size: int = 64
     """Side of the square that images are stretched to, in pixels."""
-    val_fraction: float = 0.15
-    """Not used: the parts are given."""
-    test_fraction: float = 0.25
-    """Not used."""
-    split_seed: int = 0
-    """Not used."""
 
 
 def make(config: Config) -> Dataset:
@@ -68,4 +62,4 @@ def make(config: Config) -> Dataset:
         most = max(most, int(classes.max(initial=0)))
         names = [f"{config.set}-{part}-{i:05d}" for i in range(len(pictures))]
         parts[part] = Thumbnails(names, pictures, classes, size=config.size), classes.tolist()
-    return official.as_given("medmnist", parts, config, classes=tuple(map(str, range(most + 1))))
+    return official.as_given("medmnist", parts, None, classes=tuple(map(str, range(most + 1))))
