@@ -38,7 +38,8 @@ def arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--first-seed", type=int, default=0, help="the first of them; tune on 100 and above")
     parser.add_argument("--steps", type=int, default=100, help="steps of fine-tuning")
     parser.add_argument("--batch-size", type=int, default=32, help="images of a step")
-    parser.add_argument("--noise", type=float, default=1e-5, help="noise on predicted kernels")
+    parser.add_argument("--noise", type=float, default=0.1, help="noise on predicted kernels")
+    parser.add_argument("--spread", default="he", help="of predicted kernels: predicted, or he (rescaled to it)")
     parser.add_argument("--out", type=Path, default=Path("runs/transfer"), help="folder of the table and the figure")
     return parser.parse_known_args(argv)
 
@@ -100,7 +101,7 @@ def transfer(options: argparse.Namespace, rest: list[str]) -> int:
     about = {
         name: str(value)
         for name, value in vars(options).items()
-        if name in ("runs", "data", "steps", "batch_size", "noise")
+        if name in ("runs", "data", "steps", "batch_size", "noise", "spread")
     }
     about |= {"rest": " ".join(rest)}
     path = options.out / "trials.jsonl"
@@ -130,7 +131,7 @@ def transfer(options: argparse.Namespace, rest: list[str]) -> int:
                 chosen = few.read(train, few.draw_shots(train, labels, shots, seed))
                 ghn, params = loaded[(seed - options.first_seed) % len(loaded)]
                 key = at(jax.random.key(seed), "start")
-                variables = bench.start(start, key, ghn, params, seed=seed, noise=options.noise)
+                variables = bench.start(start, key, ghn, params, seed=seed, noise=options.noise, spread=options.spread)
                 for rate in missing:
                     trial = bench.trial(start, shots, seed, rate, variables, chosen, val, test)
                     done[trial[:5]] = trial

@@ -61,6 +61,7 @@ def hyper_init(
     fallback: str = "module_init",
     noise: float = 1e-5,
     orth_from: int | None = None,
+    spread: str = "predicted",
     shuffled: int | None = None,
     train_kwargs: Mapping[str, Any] | None = None,
     graph: ModuleGraph | None = None,
@@ -80,7 +81,8 @@ def hyper_init(
       head: ``fresh`` leaves the last layer to the module's own initialiser; ``predict`` predicts it too.
       head_paths: parameters that make up the head, where the last dense layer or 1x1 convolution is not it.
       fallback: parameters without a node are made by the module's own initialiser, or are an ``error``.
-      noise, orth_from: see ``transforms.generation.postprocess``.
+      noise, orth_from, spread: see ``transforms.generation.postprocess``. To train on from there with a fresh head,
+        ``spread="he"`` and a noise of 0.1 served best in our trials.
       shuffled: a control, see ``predict_params``.
       train_kwargs: keyword arguments of the module's call for the trace; found where it takes ``train``.
       graph: of the module, where it is known.
@@ -105,7 +107,7 @@ def hyper_init(
         inputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype) if hasattr(x, "shape") else x, example)
         variables = dict(module.init(at(key, "module"), *inputs, **options))
         tensors, pieces = predict_params(ghn, ghn_params, graph, head=head, shuffled=shuffled)
-        tensors = postprocess(at(key, "noise"), tensors, pieces, noise=noise, orth_from=orth_from)
+        tensors = postprocess(at(key, "noise"), tensors, pieces, noise=noise, orth_from=orth_from, spread=spread)
         return variables | {"params": graft(variables["params"], tensors)}
 
     return init

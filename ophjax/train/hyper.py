@@ -25,6 +25,8 @@ from ophjax.transforms.generation import postprocess
 from ophjax.types import Key, Method, TrainState
 
 PREFIX = "hyper:"
+NOISE = 0.1
+"""Noise on predicted kernels where a network is trained on from there; see ``transforms.generation.postprocess``."""
 
 
 def load_hyper(folder: Path) -> tuple[GHN, Any]:
@@ -116,7 +118,7 @@ def _maker(ghn: GHN, ghn_params: Any, graph: ModuleGraph) -> Callable[[Any, Key]
     @jax.jit
     def predict(ghn_params: Any, key: Key) -> Any:
         tensors, pieces = predict_params(ghn, ghn_params, graph)
-        return list(postprocess(key, tensors, pieces).values())
+        return list(postprocess(key, tensors, pieces, noise=NOISE, spread="he").values())
 
     order = [piece.path for piece in lay_out(graph, ghn.config)[0]]
 

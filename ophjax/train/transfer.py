@@ -132,14 +132,14 @@ class Bench:
         self.answer = jax.jit(self._answer)
 
     def start(
-        self, kind: str, key: Key, ghn: GHN, ghn_params: Any, *, seed: int, noise: float = 1e-5
+        self, kind: str, key: Key, ghn: GHN, ghn_params: Any, *, seed: int, noise: float = 0.1, spread: str = "he"
     ) -> dict[str, Any]:
         """The variables that a start gives; heads are always fresh and the same for all starts of a seed."""
         if kind == "he":
             return he_start(key, self.module, self.image, self.graph)
         params = untrained(ghn, at(key, "untrained"), self.graph) if kind == "untrained" else ghn_params
         make = hyper_init(
-            params, self.module, self.image, ghn=ghn, graph=self.graph, noise=noise,
+            params, self.module, self.image, ghn=ghn, graph=self.graph, noise=noise, spread=spread,
             shuffled=seed if kind == "shuffled" else None,
         )  # fmt: skip
         return make(key)

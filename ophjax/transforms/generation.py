@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
+from ophjax.errors import unknown
 from ophjax.keys import at
 from ophjax.types import Key
 
@@ -23,6 +24,7 @@ T = TypeVar("T")
 
 VECTOR = "vector"
 """The bank's entry of norms and biases; kernels lie under their size, such as ``3x3``."""
+SPREADS = ("predicted", "he")
 POSITION_SCALE = 0.02
 """Learned positions are predicted as they are, times this (our decision; the sources leave them as predicted)."""
 
@@ -127,13 +129,19 @@ def postprocess(
     *,
     noise: float = 1e-5,
     orth_from: int | None = None,
+    spread: str = "predicted",
 ) -> dict[Path, jax.Array]:
-    """Breaks the symmetry of tiled blocks, which gradient descent alone cannot (c.7).
+    """Breaks the symmetry of tiled blocks, which gradient descent alone cannot (c.7), and sets kernels' spread.
 
     Kernels get ``noise * std(corr(W)) * N(0, 1)``, W being the kernel as a matrix with one row for each output channel
     and corr the correlation of its rows. From the kernel of place ``orth_from`` on, the last one excepted, a kernel's
-    matrix is made orthonormal (QR of the tall form, signs from the diagonal of R) and keeps its norm.
+    matrix is made orthonormal (QR of the tall form, signs from the diagonal of R) and keeps its norm. With
+    ``spread="he"`` every kernel is scaled to the standard deviation ``kernel_gain`` first (our decision): behind a norm
+    layer the scale of a kernel means nothing, so that a hypernetwork trained on nets with norms leaves it
+    anywhere, while learning rates, and nets without norms, depend on it.
     """
+    if spread not in SPREADS:
+        raise unknown("spread", spread, SPREADS)
     made = dict(tensors)
     kernels = [piece for piece in pieces if piece.kind in ("kernel", "head")]
     for place, piece in enumerate(kernels):
@@ -142,6 +150,9 @@ def postprocess(
         rows = math.prod(piece.shape[axis] for axis in piece.out)
         laid = x.transpose(order)
         matrix = laid.reshape(rows, -1)
+        if spread == "he":
+            fan, space = (math.prod(piece.shape[a] for a in piece.fan), [piece.shape[a] for a in piece.space])
+            matrix = matrix * (kernel_gain(fan, space) / jnp.maximum(jnp.std(matrix), 1e-12))
         if orth_from is not None and orth_from <= place < len(kernels) - 1:
             matrix = _orthonormal(matrix) * (jnp.linalg.norm(matrix) / math.sqrt(min(matrix.shape)))
         if noise:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ophjax.errors import InputError
 from ophjax.transforms import generation
 from ophjax.transforms.generation import VECTOR, Piece, cut, kernel_gain, norm_penalty, postprocess, staged_switch, tile
 
@@ -109,6 +110,17 @@ def test_noise_breaks_the_tiling_and_nothing_else(bank):
     np.testing.assert_array_equal(noisy[bias.path], made[bias.path])
     same = postprocess(jax.random.key(0), made, [piece, bias], noise=0)
     np.testing.assert_array_equal(same[piece.path], made[piece.path])
+
+
+def test_spread_of_he_keeps_the_pattern(bank):
+    piece = kernel((3, 3, 4, 6), out=(3,), fan=(2,), space=(0, 1))
+    made = {piece.path: 7 * cut(piece, bank)}
+    (found,) = postprocess(jax.random.key(0), made, [piece], noise=0, spread="he").values()
+    assert float(found.std()) == pytest.approx(np.sqrt(2 / 36), rel=1e-5)
+    ratio = found / made[piece.path]
+    np.testing.assert_allclose(ratio, ratio.ravel()[0], rtol=1e-5)
+    with pytest.raises(InputError, match="predicted"):
+        postprocess(jax.random.key(0), made, [piece], spread="her")
 
 
 def test_orthogonal_kernels_keep_their_norm_and_the_last_is_left(bank):
