@@ -113,7 +113,7 @@ class Bench:
     Args:
       name: in ``UNSEEN``.
       data: the data set of the downstream task.
-      steps: of SGD with momentum 0.9.
+      steps: of SGD with momentum 0.9, its rate falling to zero as a cosine.
       batch_size: images of a step, all of them where there are fewer.
     """
 
@@ -165,7 +165,7 @@ class Bench:
         steps: int,
         batch_size: int,
     ) -> tuple[Any, jax.Array]:
-        tx = optax.sgd(rate, momentum=0.9)
+        tx = optax.sgd(lambda count: rate * 0.5 * (1 + jnp.cos(jnp.pi * count / steps)), momentum=0.9)
 
         def step(carry: Any, number: jax.Array) -> tuple[Any, jax.Array]:
             params, stats, opt = carry
