@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ophjax import __version__, methods, trees
+import ophjax
+from ophjax import methods, trees
 from ophjax.errors import InputError
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -229,7 +230,7 @@ def card(about: Mapping[str, Any]) -> str:
         f"# {about['method']} on {about['data']}",
         "",
         f"{paper['title']} ({paper['authors']}, {paper['venue']}, arXiv {paper['arxiv']}), rewritten and trained by "
-        f"ophjax {__version__}. {about['parameters']:,} numbers; checkpoint of step "
+        f"ophjax {ophjax.__version__}. {about['parameters']:,} numbers; checkpoint of step "
         f"{about['checkpoint']}.",
         "",
         "## Trained on",
