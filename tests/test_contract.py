@@ -1,10 +1,16 @@
-"""What every method must do, checked on each at the smoke preset. A new method is covered by its line in METHODS."""
+"""What every method must do, checked on each at the smoke preset. A new method is covered by its line in METHODS.
+
+Nearly all of the time goes into compiling, so a method, its programs and its undisturbed run are made once for all of
+its tests. That fresh processes do the same is the business of ``tests/experiments``.
+"""
 
 import dataclasses
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -16,19 +22,13 @@ import presets
 from ophjax import data as datasets
 from ophjax import methods, trees
 from ophjax.data import pipeline
+from ophjax.data.sources import Dataset
 from ophjax.methods import METHODS
 from ophjax.train import loop, mesh
 from ophjax.train.preempt import StopRequest
+from ophjax.types import Method, TrainState
 
 pytestmark = pytest.mark.parametrize("name", METHODS)
-
-
-def build(name, **changes):
-    """A method at the smoke preset with its data set; ``changes`` go to the method's configuration."""
-    config, data_config, train = presets.preset("smoke", name)
-    data = datasets.load(methods.load(name).DATA).make(data_config)
-    config = dataclasses.replace(methods.fit_to(config, data), **changes)
-    return methods.load(name).make(config), data, train
 
 
 def one_batch(data, size, split="val"):
@@ -44,16 +44,74 @@ def placed(data, train, stage, where):
     return mesh.place({key: np.asarray(value) for key, value in batch.items()}, where)
 
 
+class Programs:
+    """Compiles as the loop does, but each program once, and counts how often a stage's step is traced for a mesh."""
+
+    def __init__(self):
+        self.made: dict[Any, Any] = {}
+        self.traces: Counter[Any] = Counter()
+        self.compile = {name: getattr(loop, name) for name in ("compile_init", "compile_step", "compile_forward")}
+
+    def compile_init(self, method, batch, shardings):
+        place = ("init", method.init, jax.tree.leaves(shardings)[0].mesh)
+        if place not in self.made:
+            self.made[place] = self.compile["compile_init"](method, batch, shardings)
+        return self.made[place]
+
+    def compile_step(self, stage, where, shardings):
+        place = (stage.step, where)
+
+        def step(key, state, batch):
+            self.traces[place] += 1
+            return stage.step(key, state, batch)
+
+        if place not in self.made:
+            self.made[place] = self.compile["compile_step"](stage._replace(step=step), where, shardings)
+        return self.made[place]
+
+    def compile_forward(self, method, where, shardings):
+        place = (method.predict, where)
+        if place not in self.made:
+            self.made[place] = self.compile["compile_forward"](method, where, shardings)
+        return self.made[place]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs():
+    """What the loop and the tests of this file compile."""
+    shared = Programs()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in shared.compile:
+            patch.setattr(loop, name, getattr(shared, name))
+        yield shared
+
+
+class Started(NamedTuple):
+    """A method at the smoke preset, its data set, a batch of the validation split and a fresh state.
+
+    The state lies on the host, since a step consumes what it is given on the devices.
+    """
+
+    method: Method
+    data: Dataset
+    train: loop.Config
+    batch: dict[str, jax.Array]
+    state: TrainState
+
+
 @pytest.fixture(scope="module")
-def started():
-    """Fresh states by method name, made once: (method, data, train, batch, state)."""
-    made = {}
+def started(programs):
+    made: dict[str, Started] = {}
 
     def start(name):
         if name not in made:
-            method, data, train = build(name)
-            batch = one_batch(data, train.batch_size)
-            made[name] = (method, data, train, batch, loop.compile_init(method, batch, None)(jax.random.key(0)))
+            config, data_config, train = presets.preset("smoke", name)
+            data = datasets.load(methods.load(name).DATA).make(data_config)
+            method = methods.load(name).make(methods.fit_to(config, data))
+            batch, key = one_batch(data, train.batch_size), jax.random.key(0)
+            shardings = mesh.state_shardings(jax.eval_shape(method.init, key, batch), mesh.make_mesh())
+            state = jax.device_get(loop.compile_init(method, batch, shardings)(key))
+            made[name] = Started(method, data, train, batch, state)
         return made[name]
 
     return start
@@ -79,7 +137,7 @@ def test_init_needs_shapes_only(name, started):
     ), "keys are not state"
 
 
-def test_each_stage_is_traced_once_keeps_its_shape_and_learns(name, started):
+def test_each_stage_is_traced_once_keeps_its_shape_and_learns(name, started, programs):
     """Five steps on one batch: one trace, equal structure, types and shardings, frozen networks bit-equal, every
     trained leaf moved at some stage, the loss lower at the end."""
     method, data, train, _, state = started(name)
@@ -90,13 +148,12 @@ def test_each_stage_is_traced_once_keeps_its_shape_and_learns(name, started):
         batch = placed(data, train, stage, where)
         state = jax.device_put(stage.enter(jax.random.key(1), state), shardings)
         before, known = jax.device_get(state), signature(state)
-        chex.clear_trace_counter()  # it counts by name, and every step is called step
-        counted = stage._replace(step=chex.assert_max_traces(stage.step, n=1))
-        step = loop.compile_step(counted, where, shardings)
+        step = loop.compile_step(stage, where, shardings)
         losses = []
         for _ in range(5):
             state, logs = step(jax.random.key(2), state, batch)
             losses.append(float(logs["loss"]))
+        assert programs.traces[stage.step, where] == 1
         assert signature(state) == known
         changed = differing(before.params, state.params)
         assert {path.split("/")[0] for path in changed} == set(stage.trains)
@@ -133,36 +190,39 @@ def test_frozen_networks_and_their_statistics_do_not_move(name, started):
 def test_padding_rows_change_nothing(name, started):
     """Three real rows score the same beside five rows of padding as beside five other images of weight 0."""
     method, _, _, batch, state = started(name)
-    weight = jnp.array([1.0] * 3 + [0.0] * 5)
+    where = mesh.make_mesh()
+    forward = loop.compile_forward(method, where, mesh.state_shardings(state, where))
+    weight = np.array([1] * 3 + [0] * 5, np.float32)
     rng = np.random.default_rng(0)
-    noise = jnp.asarray(rng.integers(0, 256, batch["image"].shape, dtype=np.uint8))
-    padded = dict(batch) | {"weight": weight}
-    other = padded | {"image": jnp.where(weight[:, None, None, None] > 0, batch["image"], noise)}
+    noise = rng.integers(0, 256, batch["image"].shape, dtype=np.uint8)
+    padded = {entry: np.asarray(value) for entry, value in batch.items()} | {"weight": weight}
+    other = padded | {"image": np.where(weight[:, None, None, None] > 0, padded["image"], noise)}
 
-    @jax.jit
     def totals(batch):
-        outputs = method.predict(jax.random.key(0), state, batch)
-        sums = {k: (v.sum(), n.sum()) for k, (v, n) in method.metrics(outputs, batch).items()}
-        return {name: output[:3] for name, output in outputs.items()}, sums
+        rows, maps = forward(jax.random.key(0), state, mesh.place(batch, where))
+        metrics = {entry: value for entry, value in rows.items() if entry.startswith("metric/")}
+        outputs = {entry: value[:3] for entry, value in (rows | maps).items() if entry not in metrics}
+        return outputs, {entry: pairs.sum(0) for entry, pairs in metrics.items()}
 
     chex.assert_trees_all_close(totals(padded), totals(other), rtol=1e-6)
 
 
 def test_two_seeds_by_vmap_equal_two_runs(name, started):
     method, data, train, _, state = started(name)
-    batch = one_batch(data, train.batch_size, method.stages[0].data)
+    stage, where = method.stages[0], one_device()
+    batch = placed(data, train, stage, where)
     # The second seed's start is the first's, moved a little: what init draws is not the point here.
     states = [state, state.replace(params=jax.tree.map(lambda leaf: leaf * 1.01, state.params))]
     keys = jax.random.split(jax.random.key(5), 2)
-    step = method.stages[0].step
+    step = loop.compile_step(stage, where, mesh.state_shardings(state, where))
 
     def run(key, state):
         state, logs = step(key, state, batch)
         return state.params, logs["loss"]
 
     with jax.debug_key_reuse(False):  # the checker cannot follow keys under vmap
-        together = jax.jit(jax.vmap(run))(keys, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
-    alone = [jax.jit(run)(key, state) for key, state in zip(keys, states, strict=True)]
+        together = jax.jit(jax.vmap(run))(keys, jax.tree.map(lambda *leaves: np.stack(leaves), *states))
+    alone = [run(key, state) for key, state in zip(keys, states, strict=True)]
     for i, (params, loss) in enumerate(alone):
         np.testing.assert_allclose(together[1][i], loss, rtol=1e-5)
         # One Adam step moves a weight by about lr whatever its gradient, so rounding may flip tiny gradients'
@@ -173,25 +233,39 @@ def test_two_seeds_by_vmap_equal_two_runs(name, started):
         assert float((off > 1e-5).mean()) < 0.02 and float(off.max()) < 2.5e-3
 
 
-def fit(name, folder, *, devices=None, stop_at=None, resume=False, monkeypatch=None, **changes):
+def one_device():
+    return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
+
+
+def fit(start, folder, *, stop_at=None, resume=False):
     """Runs the loop; ``stop_at`` raises the stop flag at that evaluation, as a signal would."""
-    method, data, train = build(name, **changes)
+    method, data, train, _, _ = start
     folder.mkdir(exist_ok=True)
-    calls = []
+    calls, flag = [], []
 
     def redraw():
         calls.append(1)
-        if stop_at is not None and len(calls) == stop_at:
+        if len(calls) == stop_at:
             flag[0].asked = True
 
-    flag = []
     enter = StopRequest.__enter__
-    monkeypatch.setattr(StopRequest, "__enter__", lambda self: flag.append(self) or enter(self))
-    if devices:
-        real = mesh.make_mesh
-        small = jax.sharding.Mesh(np.array(jax.devices()[:devices]).reshape(-1, 1), ("data", "model"))
-        monkeypatch.setattr(mesh, "make_mesh", lambda data=None, model=1: small if devices else real(data, model))
-    return loop.fit(method, data, train, folder, about={}, resume=resume, redraw=redraw)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StopRequest, "__enter__", lambda self: flag.append(self) or enter(self))
+        return loop.fit(method, data, train, folder, about={}, resume=resume, redraw=redraw)
+
+
+@pytest.fixture(scope="module")
+def whole(started, tmp_path_factory):
+    """Folder and final state, on the host, of a method's run on all devices that nothing interrupts."""
+    made: dict[str, tuple[Path, Any]] = {}
+
+    def run(name):
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            made[name] = folder, jax.device_get(fit(started(name), folder).state)
+        return made[name]
+
+    return run
 
 
 def losses(folder):
@@ -199,26 +273,25 @@ def losses(folder):
     return {event["step"]: event["loss"] for event in events if event["event"] == "train"}
 
 
-def test_stop_save_restore_continue_is_bit_exact(name, tmp_path, monkeypatch):
+def test_stop_save_restore_continue_is_bit_exact(name, started, whole, tmp_path):
     """Stopped at every second checkpoint and resumed each time: the same bits as in one go."""
-    whole = fit(name, tmp_path / "whole", monkeypatch=monkeypatch)
-    parts = fit(name, tmp_path / "parts", stop_at=1, monkeypatch=monkeypatch)
+    folder, state = whole(name)
+    parts = fit(started(name), tmp_path, stop_at=1)
     assert parts.stopped
     stops = 0
     while parts.stopped:
         stops += 1
-        parts = fit(name, tmp_path / "parts", stop_at=2, resume=True, monkeypatch=monkeypatch)
+        parts = fit(started(name), tmp_path, stop_at=2, resume=True)
     assert stops >= 1
-    assert not differing(whole.state, parts.state)
-    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+    assert not differing(state, parts.state)
+    assert losses(folder) == losses(tmp_path)
 
 
-def test_eight_devices_equal_one(name, tmp_path, monkeypatch):
+def test_eight_devices_equal_one(name, started, whole, tmp_path, monkeypatch):
     """Losses of the first steps agree to rounding; later ones drift, since Adam magnifies rounding."""
-    with monkeypatch.context() as patch:
-        fit(name, tmp_path / "one", devices=1, monkeypatch=patch)
-    fit(name, tmp_path / "eight", monkeypatch=monkeypatch)
-    one, eight = losses(tmp_path / "one"), losses(tmp_path / "eight")
+    monkeypatch.setattr(mesh, "make_mesh", lambda **_: one_device())
+    fit(started(name), tmp_path)
+    one, eight = losses(tmp_path), losses(whole(name)[0])
     assert one.keys() == eight.keys()
     np.testing.assert_allclose(one[1], eight[1], rtol=1e-4)
     np.testing.assert_allclose(list(one.values()), list(eight.values()), rtol=0.1)

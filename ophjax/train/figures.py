@@ -192,6 +192,7 @@ def _legend(figure: Any, names: Mapping[str, Any], columns: int = 2) -> None:
 def _svg(figure: Any, title: str, names: Iterable[str]) -> str:
     """Writes a figure as an SVG element that takes its colours and its font from the page."""
     import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     # Ids are hashed with what the chart shows, so that several charts can stand in one page.
     style: Any = {"svg.fonttype": "none", "svg.hashsalt": " ".join([title, *names]), "text.parse_math": False}
@@ -201,7 +202,8 @@ def _svg(figure: Any, title: str, names: Iterable[str]) -> str:
     with matplotlib.rc_context(style), warnings.catch_warnings():
         # The browser has glyphs that Matplotlib's own font lacks, and it is the browser that draws them.
         warnings.filterwarnings("ignore", message=r"(?s).*Glyph.*missing")
-        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        # Not by savefig, which draws a figure twice where its layout is constrained.
+        FigureCanvasSVG(figure).print_svg(file, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = file.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"'DejaVu Sans'[^;\"]*sans-serif", "system-ui, sans-serif", text)

@@ -258,11 +258,12 @@ def test_damaged_checkpoint(command, shell, smoke_run, tmp_path):
 
 @pytest.mark.parametrize(("eval_every", "step"), [(2, 3), (1, 2)])
 def test_divergence(command, redraws, tmp_path, eval_every, step):
-    """A learning rate of 1e30 breaks the diagnosis stage: in the loss of its second step, or, where the state is
+    """A learning rate of 1e30 breaks the classifier stage: in the loss of its second step, or, where the state is
     evaluated before that, in the predictions after the first. The checkpoint of the segmenter stage stays."""
-    absurd = ("--method.lr", "1e30", "--method.segmenter-steps", 1, "--train.eval-every", eval_every)
-    result = command(*SMOKE, "--runs", tmp_path, "--name", "x", *absurd)
-    assert_refused(result, "Stage 'diagnosis'", f"at step {step}", "last good checkpoint is that of step 1")
+    small = ("--method", "goals", "--preset", "smoke", "--method.segmenter-steps", 1)
+    absurd = ("--method.lr", "1e30", "--train.eval-every", eval_every)
+    result = command(*small, "--runs", tmp_path, "--name", "x", *absurd)
+    assert_refused(result, "Stage 'classifier'", f"at step {step}", "last good checkpoint is that of step 1")
     assert [e["step"] for e in read_events(tmp_path / "x" / "metrics.jsonl") if e["event"] == "diverged"] == [step]
     assert redraws[-1] == "diverged", "the report shows it"
     with closing(checkpoint.Checkpoints(tmp_path / "x" / "checkpoints", read_only=True)) as kept:

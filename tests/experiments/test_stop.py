@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 # Six steps in each stage and a checkpoint after every third: the programs are those of the smoke preset.
 COMMAND = (
-    "--method", "seatrans", "--preset", "smoke", "--method.segmenter-steps", 6, "--method.steps", 6,
+    "--method", "goals", "--preset", "smoke", "--method.segmenter-steps", 6, "--method.steps", 6,
     "--train.eval-every", 3,
 )  # fmt: skip
 
