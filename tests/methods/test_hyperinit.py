@@ -53,7 +53,10 @@ def test_unlabelled_objectives_learn_and_score_without_truth():
 
 def test_shuffled_labels_are_the_only_thing_a_control_changes():
     data = batch()
-    one, two = (make(settings(families=("plain",), flip=False, control=control)) for control in ("none", "labels"))
+    one, two = (
+        make(settings(families=("plain",), pool=1, meta_batch=1, flip=False, control=control))
+        for control in ("none", "labels")
+    )
     state = jax.jit(one.init)(jax.random.key(0), data)
     key = jax.random.key(1)
     _, plain = jax.jit(one.stages[0].step)(key, state, data)
