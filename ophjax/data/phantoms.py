@@ -38,7 +38,7 @@ SMOKE: dict[str, Any] = dict(size=32, masks=16, labelled=16, val=16, test=16)
 
 LOW, HIGH = 0.50, 0.69
 
-ROLES = ("competent", "over-segmenting", "decoy-following", "noisy")
+ROLES = ("competent", "over-segmenting", "decoy-following", "noisy", "generous")
 
 # Splits take their examples from ranges of indices that cannot meet.
 _ROOM = 100_000
@@ -63,7 +63,7 @@ class Config:
     """Test pictures."""
     raters: int = 0
     """Human-like raters whose masks come with each example as ``raters``; the mask stays the truth, for scores."""
-    roles: tuple[str, ...] = ROLES
+    roles: tuple[str, ...] = ROLES[:4]
     """Roles that the raters play in turn, the same in every example, see ``rate``."""
     missing: float = 0.0
     """Share of the annotations left out (``rater_weight`` 0), by chance; of each example at least one stays."""
@@ -219,6 +219,7 @@ def rate(rng: np.random.Generator, role: str, scene: fundus.Scene) -> tuple[np.n
 
     Competent: a small tremor. Over-segmenting: cup 1.3 times too wide, disc 1.06 times. Decoy-following: the
     edge of the pale disc instead of the cup. Noisy: errors of about a fifth that change from picture to picture.
+    Generous: cup 1.1 to 1.9 times too wide, disc 1.03 to 1.31 times, by another amount in each picture.
     """
     disc, cup = scene.disc, scene.cup
     spread, ripple = (0.16, 0.08) if role == "noisy" else (0.02, 0.02)
@@ -226,6 +227,9 @@ def rate(rng: np.random.Generator, role: str, scene: fundus.Scene) -> tuple[np.n
         disc, cup = disc * np.float32(1.06), cup * np.float32(1.3)
     elif role == "decoy-following":
         cup = _circle(scene)
+    elif role == "generous":
+        beyond = np.float32(rng.uniform(0.1, 0.9))
+        disc, cup = disc * (1 + np.float32(0.35) * beyond), cup * (1 + beyond)
     disc = disc * np.float32(math.exp(0.3 * spread * rng.normal())) * (1 + wave(rng, 0.3 * ripple))
     cup = cup * np.float32(math.exp(spread * rng.normal())) * (1 + wave(rng, ripple))
     return disc, np.minimum(cup, 0.96 * disc)

@@ -66,6 +66,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "staple": (dict(label="staple"), ()),
     "half-quadratic": (dict(label="half-quadratic"), ()),
     "mrnet": (dict(label="mrnet", condition="vector"), ()),
+    "equal-weights": (dict(weighting="equal"), ()),
     "ratio": (dict(weighting="ratio"), ()),
     "ssim": (dict(loss="ssim"), ()),
     "bce-v0": (dict(loss="bce_v0"), ()),
@@ -77,15 +78,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 }
 
 # The scores of a comparison's table (patterns over names), the first of which is compared seed by seed.
-SCORES = (
-    "soft_dice",
-    "soft_dice_round*",
-    "soft_dice_raters",
-    "dice_cup",
-    "soft_dice_fused",
-    "weight_*",
-    "weight_skill",
-)
+SCORES = ("soft_dice", "soft_dice_round*", "soft_dice_raters", "dice_cup", "soft_dice_fused", "weight_*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,9 +123,9 @@ class Config:
     drop_path: float = 0.05
     """Probability of leaving a residual branch out, per example."""
 
-    weighting: Literal["softmax", "ratio"] = "softmax"
+    weighting: Literal["softmax", "ratio", "equal"] = "softmax"
     """softmax: over expertness logits of their own. ratio: simulated masks over their sum, as released; it favours
-    raters who mark much."""
+    raters who mark much. equal: none, so that the rounds only show ConM the simulated masks (a control)."""
     told: Literal["sw", "w"] = "sw"
     """What ConM is told in later rounds: simulated masks times weights (as released), or weights."""
     loss: Literal["bce", "ssim", "bce_v0"] = "bce"
@@ -255,9 +248,10 @@ def make(config: Config) -> Method:
         )
         masks, trust = found
         probs = jax.nn.sigmoid(masks)
-        if config.weighting == "ratio":
-            return probs, agreement.ratio_weights(probs, present)
-        return probs, agreement.softmax_weights(trust, present)
+        if config.weighting == "softmax":
+            return probs, agreement.softmax_weights(trust, present)
+        weigh = agreement.ratio_weights if config.weighting == "ratio" else agreement.uniform_weights
+        return probs, weigh(probs, present)
 
     def as_map(values: jax.Array) -> jax.Array:
         """[b, r, h, w, c] as channels of a map."""

@@ -39,7 +39,7 @@ MEANINGS = {
         "Disagreement before",
         "half the chance that two raters differ on a pixel, over the region",
     ),
-    "disagreement_after": ("Disagreement after", "the same of raters drawn by the learned weights"),
+    "disagreement_after": ("Disagreement after", "the same chance for raters drawn by the learned weights"),
     "weight_skill": ("Weight and skill", "rank correlation of the raters' weights with their Dice with the truth"),
     "soft_dice": ("Soft Dice", "Dice averaged over the thresholds 0.1, 0.3, 0.5, 0.7, 0.9"),
     "soft_iou": ("Soft IoU", "IoU averaged over the thresholds 0.1, 0.3, 0.5, 0.7, 0.9"),

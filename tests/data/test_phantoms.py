@@ -270,7 +270,7 @@ def test_the_cup_is_faint_and_blue_and_the_pale_disc_outshines_it(scenes):
 
 
 def test_raters_play_their_roles():
-    data = source(raters=4, size=96)
+    data = source(raters=5, roles=phantoms.ROLES, size=96)
     ratio, dice, follow = [], [], []
     for i in range(40):
         example = data[i]
@@ -281,13 +281,16 @@ def test_raters_play_their_roles():
         ratio.append(cups.sum((1, 2)) / truth.sum())
         dice.append([2 * (c & truth).sum() / (c.sum() + truth.sum()) for c in cups])
         follow.append([2 * (c & pale).sum() / (c.sum() + pale.sum()) for c in cups])
-    assert phantoms.ROLES == ("competent", "over-segmenting", "decoy-following", "noisy")
-    competent, over, decoy, noisy = range(4)
+    assert phantoms.ROLES == ("competent", "over-segmenting", "decoy-following", "noisy", "generous")
+    competent, over, decoy, noisy, generous = range(5)
     ratio, dice, follow = np.array(ratio), np.mean(dice, 0), np.mean(follow, 0)
     # Area goes with the square of the factor: 1.3 gives 1.69, less where the disc edge stops a large cup.
     assert abs(ratio[:, competent].mean() - 1) < 0.04
     assert 1.35 < ratio[:, over].mean() < 1.75
     assert ratio[:, over].std() < 0.6 * ratio[:, noisy].std()
+    # Generous ones are always too wide, by an amount that differs from picture to picture.
+    assert ratio[:, generous].min() > 1 and ratio[:, generous].mean() > ratio[:, over].mean()
+    assert ratio[:, generous].std() > 2 * ratio[:, over].std()
     # The decoy's edge is followed to a tremor; its overlap with the cup is left to chance.
     assert follow[decoy] > 0.93
     assert follow[[competent, over, noisy]].max() < 0.85

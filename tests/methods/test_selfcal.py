@@ -238,6 +238,15 @@ def test_variants_build_and_keep_their_state(kind, batch):
     assert ("divm" in state.params) == ("rater_maps" in outputs) == (config.label == "self")
 
 
+def test_equal_weights_are_equal(batch):
+    """The control: maps are 1/6 everywhere whatever DivM says, but the rounds still differ by what ConM is shown."""
+    method = selfcal.make(config_of(weighting="equal", divm_depth=1)[0])
+    state = with_opinions(loop.compile_init(method, batch, None)(jax.random.key(0)))
+    outputs = jax.jit(method.predict)(jax.random.key(0), state, batch)
+    np.testing.assert_allclose(outputs["rater_maps"], 1 / COUNT, rtol=1e-6)
+    assert float(outputs["round_change"].max()) > 0
+
+
 def test_every_variant_is_a_configuration():
     for changes, taken in selfcal.VARIANTS.values():
         selfcal.make(config_of(**changes)[0])
