@@ -218,6 +218,8 @@ def make(config: Config) -> Method:
     tx = optimiser(config)
     contrastive, denoise = config.objective == "contrastive", config.dense_objective == "denoise"
     archs = draw_pool(config.pool_seed, config.pool, served(config), norms=config.norms, widest=config.widest)
+    # plain1, plain2, ...: short enough for the legend of a chart.
+    names = [f"{arch.family}{sum(a.family == arch.family for a in archs[: i + 1])}" for i, arch in enumerate(archs)]
     classifiers = [i for i, arch in enumerate(archs) if not arch.dense]
     unets = [i for i, arch in enumerate(archs) if arch.dense]
     trained = ("hyper", "projection") if contrastive and classifiers else ("hyper",)
@@ -378,7 +380,7 @@ def make(config: Config) -> Method:
             of_mean = ranking.classification_scores(gathered["probs"], gathered["label"])
             found |= {f"ensemble_{name}" if name.startswith("accuracy") else name: v for name, v in of_mean.items()}
             found |= {"accuracy": float(right.mean()), "accuracy_least": float(right.min())}
-            found |= {f"accuracy_{archs[i].name}": float(v) for i, v in zip(classifiers, right, strict=True)}
+            found |= {f"accuracy_{names[i]}": float(v) for i, v in zip(classifiers, right, strict=True)}
         return found
 
     watch = "retrieval" if contrastive else "accuracy"

@@ -57,15 +57,6 @@ class Architecture(NamedTuple):
         """Whether it answers for each pixel."""
         return self.family == "unet"
 
-    @property
-    def name(self) -> str:
-        """A short name for tables and logs."""
-        widths = "-".join(map(str, self.widths))
-        last = self.up if self.dense else self.down
-        return f"{self.family}-{widths}x{self.blocks}k{self.size}-{self.norm}-{last}" + (
-            f"-h{self.hidden}" * bool(self.hidden)
-        )
-
 
 def draw_architecture(
     rng: np.random.Generator, family: str, *, norms: Sequence[str] = NORMS, widest: int = 64
