@@ -40,6 +40,9 @@ def arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--batch-size", type=int, default=32, help="images of a step")
     parser.add_argument("--noise", type=float, default=0.1, help="noise on predicted kernels")
     parser.add_argument("--spread", default="he", help="of predicted kernels: predicted, or he (rescaled to it)")
+    parser.add_argument(
+        "--untuned", action="store_true", help="only score what is predicted, heads included, on the runs' own classes"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/transfer"), help="folder of the table and the figure")
     return parser.parse_known_args(argv)
 
@@ -97,6 +100,8 @@ def transfer(options: argparse.Namespace, rest: list[str]) -> int:
         raise InputError("--shots, --seeds and --steps are numbers of at least 1, and --rates are above 0.")
     data = data_of(options.data, rest)
     loaded = [hyper.load_hyper(folder) for folder in options.runs]
+    if options.untuned:
+        return untuned(options, data, loaded)
     options.out.mkdir(parents=True, exist_ok=True)
     about = {
         name: str(value)
@@ -144,6 +149,24 @@ def transfer(options: argparse.Namespace, rest: list[str]) -> int:
     few.draw(trials, options.out / "curves.png")
     print(text)
     print(f"Figure: {options.out / 'curves.png'}")
+    return 0
+
+
+def untuned(options: argparse.Namespace, data: Any, loaded: list[Any]) -> int:
+    """Scores predicted networks as they are: no training at all."""
+    from ophjax.train import transfer as few
+
+    few_images = few.read(data.splits["train"], range(min(256, len(data.splits["train"]))))
+    test = few.read(data.splits["test"])
+    for net in options.nets:
+        bench = few.Bench(net, data, steps=1, batch_size=1)
+        for (ghn, params), folder in zip(loaded, options.runs, strict=True):
+            if not bench.dense and ghn.config.classes != len(data.classes):
+                raise InputError(
+                    f"{folder} predicts heads of {ghn.config.classes} classes and {data.name} has {len(data.classes)}. "
+                    "Give --untuned the data of the runs' own task."
+                )
+            print(f"{net:10} {folder.name:20} {bench.untuned(ghn, params, few_images, test):.3f}")
     return 0
 
 

@@ -26,7 +26,7 @@ from ophjax.metrics.streaming import dice
 from ophjax.nets.children import UNSEEN
 from ophjax.nets.features import featurise, lay_out
 from ophjax.nets.graph import ModuleGraph, trace_graph
-from ophjax.nets.hyperinit import call_options, graft, hyper_init, unit_bank
+from ophjax.nets.hyperinit import call_options, graft, hyper_init, recalibrate, unit_bank
 from ophjax.nets.hypernet import GHN
 from ophjax.types import Key
 
@@ -136,13 +136,22 @@ class Bench:
     ) -> dict[str, Any]:
         """The variables that a start gives; heads are always fresh and the same for all starts of a seed."""
         if kind == "he":
-            return he_start(key, self.module, self.image, self.graph)
+            return jax.jit(lambda key: he_start(key, self.module, self.image, self.graph))(key)
         params = untrained(ghn, at(key, "untrained"), self.graph) if kind == "untrained" else ghn_params
         make = hyper_init(
             params, self.module, self.image, ghn=ghn, graph=self.graph, noise=noise, spread=spread,
             shuffled=seed if kind == "shuffled" else None,
         )  # fmt: skip
-        return make(key)
+        return jax.jit(make)(key)
+
+    def untuned(self, ghn: GHN, ghn_params: Any, few: Shots, test: Shots) -> float:
+        """The score on the hypernetwork's own task of what it predicts, heads included, without any training; batch
+        statistics come from the images of ``few``."""
+        make = hyper_init(
+            ghn_params, self.module, self.image, ghn=ghn, graph=self.graph, head="predict", noise=0, spread="predicted"
+        )
+        images = centred(unit(jnp.asarray(few.image)))
+        return self.score(jax.jit(lambda key: recalibrate(self.module, make(key), [images]))(jax.random.key(0)), test)
 
     def _loss(self, variables: Any, image: jax.Array, target: jax.Array) -> tuple[jax.Array, Any]:
         logits, new = self.module.apply(

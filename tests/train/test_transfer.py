@@ -7,7 +7,9 @@ from hyperrun import write_run
 
 from ophjax import trees
 from ophjax.data import shapes
+from ophjax.data.augment import centred, unit
 from ophjax.errors import InputError
+from ophjax.nets.hyperinit import hyper_init, recalibrate
 from ophjax.nets.unet import UNet
 from ophjax.train import hyper, transfer
 from ophjax.train.transfer import Bench, Trial, best_rates, chosen, draw_shots, he_start, read, table
@@ -64,8 +66,7 @@ def test_starts_share_their_head_and_differ_elsewhere(bench, tmp_path):
     ghn, params = hyper.load_hyper(tmp_path / "run")
     made = {}
     for kind in transfer.STARTS:
-        start = jax.jit(lambda key, kind=kind: net.start(kind, key, ghn, params, seed=3))
-        made[kind] = trees.named_leaves(start(jax.random.key(0)))
+        made[kind] = trees.named_leaves(net.start(kind, jax.random.key(0), ghn, params, seed=3))
     for kind, leaves in made.items():
         assert leaves.keys() == made["he"].keys()
         np.testing.assert_array_equal(leaves["params/head/kernel"], made["he"]["params/head/kernel"], err_msg=kind)
@@ -75,6 +76,19 @@ def test_starts_share_their_head_and_differ_elsewhere(bench, tmp_path):
         )
     kernel = made["he"]["params/down1/conv1/kernel"]
     assert float(kernel.std()) == pytest.approx(np.sqrt(2 / (9 * kernel.shape[2])), rel=0.1)
+
+
+def test_predicted_networks_are_scored_untuned(bench, tmp_path):
+    """The score is that of the predicted tree with the statistics of the given images."""
+    net, data = bench
+    write_run(tmp_path / "run")
+    ghn, params = hyper.load_hyper(tmp_path / "run")
+    few, test = read(data.splits["train"]), read(data.splits["test"])
+    found = net.untuned(ghn, params, few, test)
+    make = hyper_init(params, net.module, net.image, ghn=ghn, head="predict", noise=0)
+    images = centred(unit(few.image))
+    variables = recalibrate(net.module, jax.jit(make)(jax.random.key(1)), [images])
+    assert found == pytest.approx(net.score(variables, test), abs=1e-6)
 
 
 def test_a_trial_tunes_and_scores(bench):
