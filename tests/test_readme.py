@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import flax.linen as nn
 import pytest
+from made_hyper import write_run
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -14,10 +16,19 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README.read_text(), flags=re.DOTALL)
 
 
-def test_the_library_examples_run():
-    method, transform = blocks("python")
+def test_the_library_examples_run(tmp_path, monkeypatch):
+    hyper, artefact, method, transform = blocks("python")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    write_run(tmp_path / "runs" / "eyes")
+    scope: dict = {"my_module": nn.Dense(3)}
+    exec(compile(hyper, "README.md", "exec"), scope)
+    assert scope["variables"]["params"]["kernel"].shape == (3, 3)
+    # An artefact takes a trained run; its own tests load one by these words.
+    exec(compile(artefact.splitlines()[0], "README.md", "exec"), scope)
+    assert callable(scope["load"]) and 'load("model")' in artefact
     # The smallest nets instead of the demo's, since only the calls are the point.
-    scope: dict = {}
+    scope = {}
     exec(compile(method.replace("seatrans.DEMO", "seatrans.SMOKE"), "README.md", "exec"), scope)
     assert float(scope["logs"]["loss"]) > 0
     exec(compile(transform, "README.md", "exec"), scope)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hyperrun import write_run
+from made_hyper import write_run
 
 from ophjax import trees
 from ophjax.errors import InputError

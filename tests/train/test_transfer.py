@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from hyperrun import write_run
+from made_hyper import write_run
 
 from ophjax import trees
 from ophjax.data import shapes
