@@ -23,7 +23,7 @@ from ophjax.nets.axes import Path
 from ophjax.nets.nodes import NORMS, OPS, WEIGHTS, Leaf, Node, in_order
 from ophjax.nets.tracing import Tracer
 
-__all__ = ["NORMS", "OPS", "WEIGHTS", "Leaf", "ModuleGraph", "Node", "trace_graph"]
+__all__ = ["NORMS", "OPS", "WEIGHTS", "Leaf", "ModuleGraph", "Node", "call_options", "trace_graph"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +105,11 @@ class ModuleGraph:
     __str__ = describe
 
 
+def call_options(module: nn.Module, *, train: bool) -> dict[str, Any]:
+    """``{"train": train}`` where the module's call asks for it."""
+    return {"train": train} if "train" in inspect.signature(type(module).__call__).parameters else {}
+
+
 def trace_graph(module: nn.Module, *example_args: Any, train_kwargs: Mapping[str, Any] | None = None) -> ModuleGraph:
     """Reads the graph of a module from one call; only shapes and dtypes of the arrays in the arguments matter.
 
@@ -124,7 +129,7 @@ def trace_graph(module: nn.Module, *example_args: Any, train_kwargs: Mapping[str
             f"A graph was asked of {module!r}; expected an instance of a flax.linen module, for example ResNet(2)."
         )
     if train_kwargs is None:
-        train_kwargs = {"train": True} if "train" in inspect.signature(type(module).__call__).parameters else {}
+        train_kwargs = call_options(module, train=True)
     flat, structure = jax.tree.flatten((example_args, dict(train_kwargs)))
     places = [i for i, leaf in enumerate(flat) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")]
     arrays = [jax.ShapeDtypeStruct(flat[i].shape, flat[i].dtype) for i in places]

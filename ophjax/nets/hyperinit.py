@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,17 +16,12 @@ from ophjax.errors import InputError, unknown
 from ophjax.keys import at
 from ophjax.nets.children import Architecture, build
 from ophjax.nets.features import Features, GHNConfig, featurise, lay_out
-from ophjax.nets.graph import ModuleGraph, trace_graph
+from ophjax.nets.graph import ModuleGraph, call_options, trace_graph
 from ophjax.nets.hypernet import GHN, bank_of
 from ophjax.transforms.generation import Path, Piece, assemble, postprocess
 from ophjax.types import Key
 
 FALLBACKS = ("module_init", "error")
-
-
-def call_options(module: nn.Module, *, train: bool) -> dict[str, Any]:
-    """``{"train": train}`` where the module's call asks for it."""
-    return {"train": train} if "train" in inspect.signature(type(module).__call__).parameters else {}
 
 
 def predict_params(
@@ -82,7 +76,7 @@ def hyper_init(
       head_paths: parameters that make up the head, where the last dense layer or 1x1 convolution is not it.
       fallback: parameters without a node are made by the module's own initialiser, or are an ``error``.
       noise, orth_from, spread: see ``transforms.generation.postprocess``. To train on from there with a fresh head,
-        ``spread="he"`` and a noise of 0.1 served best in our trials.
+        ``spread="he"`` and a noise of 0.1 were chosen on one tuning seed (BUILD_NOTES.md).
       shuffled: a control, see ``predict_params``.
       train_kwargs: keyword arguments of the module's call for the trace; found where it takes ``train``.
       graph: of the module, where it is known.

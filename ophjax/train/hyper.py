@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -21,6 +20,7 @@ from ophjax.nets.hypernet import GHN
 from ophjax.nets.networks import find_networks
 from ophjax.train.checkpoint import Checkpoints
 from ophjax.train.logs import say
+from ophjax.train.restore import fill, read_about
 from ophjax.transforms.generation import postprocess
 from ophjax.types import Key, Method, TrainState
 
@@ -37,16 +37,11 @@ def load_hyper(folder: Path) -> tuple[GHN, Any]:
     Raises:
       InputError: no such run, a run of another method, or no checkpoint.
     """
-    path = folder / "config.json"
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        method, fields = about["method"], about["config"]["method"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} cannot be read ({error}). Give the folder of a run of --method hyperinit.") from error
-    if method != "hyperinit":
-        raise InputError(f"{folder} is a run of {method}. Give the folder of a run of --method hyperinit.")
+    about = read_about(folder)
+    if about["method"] != "hyperinit":
+        raise InputError(f"{folder} is a run of {about['method']}. Give the folder of a run of --method hyperinit.")
     module = methods.load("hyperinit")
-    config = module.Config(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+    config = fill(module.Config, about["config"]["method"], folder)
     if not (folder / "checkpoints").is_dir():
         raise InputError(f"{folder} has no checkpoints yet. Wait for its first one, or give another run.")
     with closing(Checkpoints(folder / "checkpoints", read_only=True)) as saved:

@@ -8,7 +8,7 @@ trained and a trained one that reads a graph with its operations shuffled.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,8 +25,8 @@ from ophjax.losses.segmentation import binary_cross_entropy, soft_dice_loss
 from ophjax.metrics.streaming import dice
 from ophjax.nets.children import UNSEEN
 from ophjax.nets.features import featurise, lay_out
-from ophjax.nets.graph import ModuleGraph, trace_graph
-from ophjax.nets.hyperinit import call_options, graft, hyper_init, recalibrate, unit_bank
+from ophjax.nets.graph import ModuleGraph, call_options, trace_graph
+from ophjax.nets.hyperinit import graft, hyper_init, recalibrate, unit_bank
 from ophjax.nets.hypernet import GHN
 from ophjax.types import Key
 
@@ -302,8 +302,3 @@ def draw(trials: Sequence[Trial], path: Any) -> None:
     for one in axes[-1]:
         one.set_xlabel("step")
     figure.savefig(path, dpi=130)
-
-
-def as_dicts(trials: Sequence[Trial]) -> list[Mapping[str, Any]]:
-    """Trials as JSON takes them."""
-    return [trial._asdict() for trial in trials]

@@ -14,8 +14,8 @@ from ophjax.errors import InputError
 from ophjax.nets.children import UNSEEN, Architecture, build, draw_architecture, draw_pool
 from ophjax.nets.conv import conv2d
 from ophjax.nets.features import CHANNELS, SIDES, GHNConfig, featurise, lay_out, nearest
-from ophjax.nets.graph import trace_graph
-from ophjax.nets.hyperinit import call_options, hyper_init, make_pool, predict_params, recalibrate, unit_bank
+from ophjax.nets.graph import call_options, trace_graph
+from ophjax.nets.hyperinit import hyper_init, make_pool, predict_params, recalibrate, unit_bank
 from ophjax.nets.hypernet import GHN, Decoder
 from ophjax.transforms.generation import assemble, staged_switch
 
