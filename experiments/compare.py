@@ -6,9 +6,7 @@ the command goes on where it was stopped. All other options are those of run.py.
 
 import argparse
 import dataclasses
-import fnmatch
 import json
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from ophjax import methods
 from ophjax.data import DATASETS
 from ophjax.errors import InputError
 from ophjax.train.logs import read_events
+from tables import draw, table
 
 
 def arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -33,6 +32,11 @@ def arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds (of data or split, and of training)")
     parser.add_argument("--first-seed", type=int, default=0, help="the first of them")
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="only these; the method itself always runs")
+    parser.add_argument(
+        "--together",
+        action="store_true",
+        help="train the seeds of a variant in one program; all then see the pictures or split of the first seed",
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/compare"), help="folder of the runs and the table")
     return parser.parse_known_args(argv)
 
@@ -49,12 +53,15 @@ def flags(changes: dict[str, Any]) -> list[str]:
     return words
 
 
-def one_run(options: argparse.Namespace, variant: str, seed: int, rest: list[str]) -> dict[str, float]:
-    """Trains one variant with one seed, if that was not done before, and returns its test scores."""
+def one_run(options: argparse.Namespace, variant: str, seed: int, rest: list[str]) -> list[dict[str, float]]:
+    """Trains one variant with one seed, or with all together, if that was not done before, and returns the test scores
+    of each."""
     changes, taken = methods.load(options.method).VARIANTS.get(variant, ({}, ()))
 
+    seeds = f"{seed}to{seed + options.seeds - 1}" if options.together else str(seed)
+
     def name(of: str) -> str:
-        return f"{options.method}-{options.data}-{options.preset}-{of}-{seed}"
+        return f"{options.method}-{options.data}-{options.preset}-{of}-{seeds}"
 
     has_seed = any(field.name == "seed" for field in dataclasses.fields(datasets.load(options.data).Config))
     seed_of_data = "--data.seed" if has_seed else "--data.split-seed"
@@ -62,7 +69,7 @@ def one_run(options: argparse.Namespace, variant: str, seed: int, rest: list[str
         "--method", options.method, "--data", options.data, "--preset", options.preset, "--runs", str(options.runs),
         "--name", name(variant), "--train.seed", str(seed), seed_of_data, str(seed), *rest,
     ]  # fmt: skip
-    argv += flags(changes)
+    argv += flags(changes) + (["--seeds", str(options.seeds)] if options.together else [])
     if taken:
         argv += ["--start-from", *(f"{network}={options.runs / name(options.method)}" for network in taken)]
     folder = options.runs / name(variant)
@@ -71,32 +78,8 @@ def one_run(options: argparse.Namespace, variant: str, seed: int, rest: list[str
     code = run.run(argv)
     if code:
         raise SystemExit(code)
-    return next(e["scores"] for e in read_events(folder / "metrics.jsonl") if e["event"] == "test")
-
-
-def spread(values: list[float]) -> str:
-    """Mean and standard deviation over seeds."""
-    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3f}{deviation}"
-
-
-def table(scores: dict[str, list[dict[str, float]]], patterns: tuple[str, ...]) -> str:
-    """Makes the Markdown table: each variant's scores, and the first of them against the method's, seed by seed."""
-    main = next(iter(scores))
-    names = list(dict.fromkeys(name for found in scores.values() for name in found[0]))
-    points = [name for name in names if not name.endswith(("_low", "_high"))]
-    columns = list(dict.fromkeys(name for pattern in patterns for name in fnmatch.filter(points, pattern)))
-    first = columns[0]
-    lines = [
-        f"| variant | {' | '.join(columns)} | {first}: {main} minus this | seeds |",
-        f"|---|{'---|' * (len(columns) + 2)}",
-    ]
-    for variant, found in scores.items():
-        cells = [spread([one[c] for one in found]) if all(c in one for one in found) else "" for c in columns]
-        gains = [ours[first] - theirs[first] for ours, theirs in zip(scores[main], found, strict=True)]
-        gain = "" if variant == main else f"{spread(gains)} (min {min(gains):+.3f}, max {max(gains):+.3f})"
-        lines.append(f"| {variant} | {' | '.join(cells)} | {gain} | {len(found)} |")
-    return "\n".join(lines)
+    tested = next(e for e in read_events(folder / "metrics.jsonl") if e["event"] == "test")
+    return list(tested["seeds"].values()) if options.together else [tested["scores"]]
 
 
 def main() -> int:
@@ -107,16 +90,16 @@ def main() -> int:
         chosen = (options.method, *methods.load(options.method).VARIANTS)
         wanted = [name for name in chosen if not options.variants or name in {options.method, *options.variants}]
         unknown = set(options.variants or []) - set(chosen)
-        if unknown or options.seeds < 1:
+        if unknown or options.seeds < 1 + options.together:
             raise InputError(
                 f"--variants {sorted(unknown)} --seeds {options.seeds}: expected variants out of {', '.join(chosen)} "
-                "and at least one seed."
+                "and at least one seed, or two --together."
             )
         scores: dict[str, list[dict[str, float]]] = {variant: [] for variant in wanted}
         # Seed by seed, so that a comparison that is stopped has whole ones, and drawn pictures serve all variants.
-        for seed in range(options.first_seed, options.first_seed + options.seeds):
+        for seed in range(options.first_seed, options.first_seed + (1 if options.together else options.seeds)):
             for variant in wanted:
-                scores[variant].append(one_run(options, variant, seed, rest))
+                scores[variant].extend(one_run(options, variant, seed, rest))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -124,7 +107,9 @@ def main() -> int:
     stem = options.runs / f"{options.method}-{options.data}-{options.preset}"
     stem.with_suffix(".json").write_text(json.dumps(scores, indent=1) + "\n")
     stem.with_suffix(".md").write_text(text + "\n")
+    draw(scores, methods.load(options.method).SCORES, stem.with_suffix(".png"))
     print(text)
+    print(f"Table, scores and figure: {stem}.md, .json, .png")
     return 0
 
 

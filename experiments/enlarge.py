@@ -16,7 +16,7 @@ from ophjax import methods
 from ophjax.data import files, images
 from ophjax.errors import InputError
 from ophjax.train import host
-from ophjax.train.restore import Restored, read_about, restore
+from ophjax.train.restore import Restored, read_single, restore
 from ophjax.train.tiles import upscale
 
 
@@ -57,7 +57,7 @@ def read_run(folder: Path) -> Restored:
     Raises:
       InputError: the folder holds no such run, or no checkpoint.
     """
-    method = read_about(folder)["method"]
+    method = read_single(folder)["method"]
     if method != "dualsr":
         raise InputError(f"{folder} is a run of {method}; only those of dualsr enlarge images.")
     return restore(folder)

@@ -75,6 +75,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Any]:
     names = ", ".join(datasets.DATASETS)
     first.add_argument("--data", metavar="NAME", help=f"the data set: {names} (default: the method's phantoms)")
     first.add_argument("--preset", metavar="NAME", default="demo", help=f"the scale: {', '.join(presets.PRESETS)}")
+    first.add_argument("--seeds", metavar="N", help="train so many seeds side by side in one program (--train.seeds)")
     chosen, rest = first.parse_known_args(argv)
     if chosen.method is None:
         if {"-h", "--help"} & set(rest):
@@ -86,6 +87,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Any]:
         )
     import tyro
 
+    rest += ["--train.seeds", chosen.seeds] if chosen.seeds else []
     chosen.data = chosen.data or methods.load(chosen.method).DATA
     method, data, train = presets.preset(chosen.preset, chosen.method, chosen.data)
     parts = {"method": method, "data": data, "train": train}
@@ -107,6 +109,10 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Any]:
         raise InputError("--coordinator, --processes and --process were given without --distributed. Add it.")
     if options.json and not options.dry_run:
         raise InputError("--json was given without --dry-run, whose output it shapes. Add --dry-run, or leave it out.")
+    if options.train.seeds < 1 or (options.init and options.train.seeds > 1):
+        raise InputError(
+            f"--seeds {options.train.seeds}: give 1 or more; with --init, whose hypernetwork starts one net, only 1."
+        )
     if Path(options.name).name != options.name or options.name == "..":
         raise InputError(f"--name {options.name!r} is a path; give a plain name, and the folder around it by --runs.")
     return chosen, options
@@ -120,13 +126,15 @@ def run(argv: list[str]) -> int:
 
     from ophjax.train import checkpoint, hyper, loop, mesh, report, restore, results, runfolder
     from ophjax.train.logs import say
+    from ophjax.train.seeds import side_by_side
 
     if options.distributed:
         mesh.start_processes(options.coordinator, options.processes, options.process)
     host.keep_memory()
     data = datasets.make(chosen.data, options.data)
     method_config = methods.fit_to(options.method, data)
-    method = methods.load(chosen.method).make(method_config)
+    alone = methods.load(chosen.method).make(method_config)
+    method = side_by_side(alone, options.train.all_seeds)
     if options.dry_run:
         from ophjax.train import estimate
 
@@ -135,7 +143,9 @@ def run(argv: list[str]) -> int:
         print(json.dumps(plan) if options.json else estimate.describe(plan))
         return 0
 
-    folder = options.runs / (options.name or f"{chosen.method}-{chosen.data}-{chosen.preset}-seed{options.train.seed}")
+    folder = options.runs / (
+        options.name or f"{chosen.method}-{chosen.data}-{chosen.preset}-{seed_words(options.train)}"
+    )
     about = {
         "command": shlex.join(["python", "experiments/run.py", *argv]),
         "method": chosen.method,
@@ -189,12 +199,18 @@ def run(argv: list[str]) -> int:
     if fitted.stopped:
         say(f"Stopped and saved. Go on with: {about['command']}{'' if options.resume else ' --resume'}")
         return STOPPED
-    scores = results.conclude(method, data, options.train, folder, fitted)
+    scores = results.conclude(method, data, options.train, folder, fitted, alone)
     if jax.process_index() == 0:
         page = report.write_report(folder)
         say(runfolder.summary(scores))
         say(f"Report: {page}")
     return 0
+
+
+def seed_words(train: Any) -> str:
+    """The part of a run's name that tells its seeds."""
+    seeds = train.all_seeds
+    return f"seed{seeds[0]}" if len(seeds) == 1 else f"seeds{seeds[0]}to{seeds[-1]}"
 
 
 def main() -> int:

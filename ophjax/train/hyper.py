@@ -20,7 +20,7 @@ from ophjax.nets.hypernet import GHN
 from ophjax.nets.networks import find_networks
 from ophjax.train.checkpoint import Checkpoints
 from ophjax.train.logs import say
-from ophjax.train.restore import fill, read_about
+from ophjax.train.restore import fill, read_single
 from ophjax.transforms.generation import postprocess
 from ophjax.types import Key, Method, TrainState
 
@@ -37,7 +37,7 @@ def load_hyper(folder: Path) -> tuple[GHN, Any]:
     Raises:
       InputError: no such run, a run of another method, or no checkpoint.
     """
-    about = read_about(folder)
+    about = read_single(folder)
     if about["method"] != "hyperinit":
         raise InputError(f"{folder} is a run of {about['method']}. Give the folder of a run of --method hyperinit.")
     module = methods.load("hyperinit")

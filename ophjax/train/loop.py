@@ -23,6 +23,7 @@ from ophjax.train.checkpoint import Checkpoints, check_networks, take_networks
 from ophjax.train.evaluate import Forward, compile_forward, gather
 from ophjax.train.logs import EventLog, StepLog
 from ophjax.train.preempt import StopRequest
+from ophjax.train.seeds import Abreast, root_of
 from ophjax.types import Batch, Key, Logs, Method, Stage, TrainState
 
 
@@ -32,6 +33,8 @@ class Config:
 
     seed: int = 0
     """Seed of initialisation, order of examples, augmentation and dropout."""
+    seeds: int = 1
+    """Seeds trained side by side in one program, from ``seed`` on; at the test they are an ensemble."""
     batch_size: int = 16
     """Examples per step, over all devices and processes."""
     eval_every: int = 500
@@ -44,6 +47,11 @@ class Config:
     """Threads that read and decode images."""
     model_parallel: int = 1
     """Devices over which large parameters are split; the others split the batch."""
+
+    @property
+    def all_seeds(self) -> range:
+        """The seeds trained side by side."""
+        return range(self.seed, self.seed + self.seeds)
 
 
 class Fitted(NamedTuple):
@@ -110,7 +118,7 @@ def fit(
     mesh = meshes.make_mesh(model=config.model_parallel)
     meshes.connect(mesh)
     method = count_steps(method, data, config)
-    root = at(jax.random.key(config.seed), "train")
+    root = root_of(config.seed)
     # Shapes first: whatever does not fit is found before memory is used.
     batch = batch_spec(data, config, mesh)
     abstract = jax.eval_shape(method.init, root, batch)
@@ -154,21 +162,13 @@ def run_stage(run: Run, place: Place, state: TrainState, stop: StopRequest) -> t
         # Once per stage: a run that resumes inside the stage has this behind it.
         state = jax.device_put(stage.enter(at(run.root, "enter", stage.name), state), run.shardings)
         run.log.write("stage", stage=stage.name, step=place.before, steps=stage.steps)
-    rows, part, parts = meshes.local_share(run.mesh, config.batch_size)
-    source = require(run.data, stage.data)
-    batches = pipeline.train_batches(
-        Balanced(source) if stage.balanced else source,
-        batch_size=rows,
-        seed=int(jax.random.bits(at(run.root, "data", stage.name)) >> 1),
-        process=(part, parts),
-        threads=config.threads,
-    )
+    batches = open_stream(run, stage)
     if place.stream is not None:
         batches.set_state(place.stream)
     step = compile_step(stage, run.mesh, run.shardings)
     lines = StepLog(
         run.log, stage.name, total=stage.steps, before=place.before, done=done, every=config.log_every,
-        batch_size=config.batch_size, quiet=not first, kept=run.saved.steps,
+        batch_size=config.batch_size * config.seeds, quiet=not first, kept=run.saved.steps,
     )  # fmt: skip
     with closing(batches), closing(lines):
         while True:
@@ -191,6 +191,23 @@ def run_stage(run: Run, place: Place, state: TrainState, stop: StopRequest) -> t
             state, logs = step(run.root, state, meshes.place(next(batches), run.mesh))
             done += 1
             lines.note(done, logs)  # reads the steps before this one, while this one runs
+
+
+def open_stream(run: Run, stage: Stage) -> Any:
+    """Opens a stage's stream of training batches: this process's rows, seed by seed abreast where there are several."""
+    config, source = run.config, require(run.data, stage.data)
+    rows, part, parts = meshes.local_share(run.mesh, config.batch_size)
+    streams = [
+        pipeline.train_batches(
+            Balanced(source) if stage.balanced else source,
+            batch_size=rows,
+            seed=int(jax.random.bits(at(root_of(seed), "data", stage.name)) >> 1),
+            process=(part, parts),
+            threads=max(config.threads // config.seeds, 1),
+        )
+        for seed in config.all_seeds
+    ]
+    return streams[0] if len(streams) == 1 else Abreast(streams)
 
 
 def evaluate(run: Run, stage: Stage, state: TrainState, step: int, lines: StepLog) -> float | None:

@@ -12,52 +12,13 @@ import numpy as np
 from ophjax.metrics import ranking
 from ophjax.train import figures, gallery, panel
 from ophjax.train.beside import beside
+from ophjax.train.breakdown import by_domain, by_seed, endings
 from ophjax.train.figures import Curve
+from ophjax.train.meanings import MEANINGS, describe
 from ophjax.train.profiles import profiles
 from ophjax.train.reading import BOOKKEEPING, Run, decisions, elapsed, is_number, logged, read_run, series
 from ophjax.train.runfolder import write_whole
 from ophjax.train.style import LIGHT, STYLE
-
-MEANINGS = {
-    "cdr_auc": (
-        "AUC of the cup-to-disc area",
-        "AUC of the ratio of areas, last region over first, in the drawn masks alone",
-    ),
-    "vertical_cdr_auc": ("AUC of the vertical cup-to-disc ratio", "the same of heights"),
-    "image_and_mask_auc": ("AUC of image and mask", "a diagnosis net that sees the image beside the drawn mask"),
-    "auc": ("AUC", "area under the ROC curve: the chance that a positive example ranks above a negative one"),
-    "accuracy": ("Accuracy", "share of all examples that are classified correctly"),
-    "ensemble_accuracy": ("Accuracy of the pool", "of the mean of its classifiers' probabilities"),
-    "retrieval": ("Retrieval", "share of images whose other view is the most similar one of the batch"),
-    "restored": ("Restoration", "minus the squared error of images restored from noise, the image being -1 to 1"),
-    "sensitivity": ("Sensitivity", "share of the positive examples that are found"),
-    "specificity": ("Specificity", "share of the negative examples that are recognised as such"),
-    "f1": ("F1", "harmonic mean of precision and sensitivity"),
-    "kappa": ("Quadratic kappa", "agreement on ordered classes beyond chance"),
-    "soft_dice_raters": ("Soft Dice with the raters", "soft Dice with the mean of the raters instead of the truth"),
-    "soft_iou_raters": ("Soft IoU with the raters", "soft IoU with the mean of the raters instead of the truth"),
-    "soft_dice_fused": ("Soft Dice of the fused label", "of the raters' masks, weighed as learned, with the truth"),
-    "soft_dice_mean": ("Soft Dice of the mean label", "of the raters' masks, weighed alike, with the truth"),
-    "disagreement_before": (
-        "Disagreement before",
-        "half the chance that two raters differ on a pixel, over the region",
-    ),
-    "disagreement_after": ("Disagreement after", "the same chance for raters drawn by the learned weights"),
-    "weight_skill": ("Weight and skill", "rank correlation of the raters' weights with their Dice with the truth"),
-    "soft_dice": ("Soft Dice", "Dice averaged over the thresholds 0.1, 0.3, 0.5, 0.7, 0.9"),
-    "soft_iou": ("Soft IoU", "IoU averaged over the thresholds 0.1, 0.3, 0.5, 0.7, 0.9"),
-    "dice": ("Dice", "overlap of predicted and true region, 2|A∩B| / (|A|+|B|), threshold 0.5"),
-    "med": (
-        "Edge distance",
-        "mean distance of the predicted edge to the nearest true edge, in pixels of the net's image",
-    ),
-    "ordered": ("Order", "share of columns in which the layers lie in their order"),
-    "psnr": ("PSNR", "peak signal-to-noise ratio in dB, on luma without a border"),
-    "ssim": ("SSIM", "structural similarity, on luma without a border"),
-    "consistency": ("LR consistency", "PSNR in dB of the result, shrunk again, against the input"),
-    "iou": ("IoU", "overlap of predicted and true region, |A∩B| / |A∪B|, threshold 0.5"),
-}
-"""Names and meanings of the scores; ``dice_disc`` is found under ``dice``."""
 
 OVERLAPS = ("dice", "iou", "soft_dice", "soft_iou")
 
@@ -140,16 +101,6 @@ def grid(parts: Iterable[str]) -> str:
     return f'<div class="grid">{"".join(f"<div>{part}</div>" for part in parts)}</div>'
 
 
-def describe(name: str) -> tuple[str, str]:
-    """Finds the usual name of a score, with its region, and what it means."""
-    for start, (short, meaning) in MEANINGS.items():
-        if name == start:
-            return short, meaning
-        if name.startswith(f"{start}_"):
-            return f"{short}, {name.removeprefix(f'{start}_')}", meaning
-    return name, ""
-
-
 def duration(seconds: float) -> str:
     minutes, hours = round(seconds) // 60, round(seconds) // 3600
     if hours:
@@ -211,36 +162,9 @@ def scores(run: Run) -> str:
     caution = str(run.config.get("caution", ""))
     return (
         f"<p>On {escape(where)}{size}.</p><table class=scores><tbody>{rows}</tbody></table>{by_domain(run, numbers)}"
+        f"{by_seed(numbers, tests[-1].get('seeds', {}) if tests else {})}"
         f"{note(f'<b>Caution.</b> {escape(caution)}') if caution else ''}"
         f"{note(explained) if any(name.endswith('_low') for name in numbers) else ''}"
-    )
-
-
-def endings(run: Run) -> tuple[str, ...]:
-    """How the names of scores end that belong to one domain only; none where there is one domain."""
-    domains = [str(name) for name in run.config.get("domains", [])]
-    return ("_worst", *(f"_{name}" for name in domains)) if len(domains) > 1 else ()
-
-
-def by_domain(run: Run, numbers: Mapping[str, float]) -> str:
-    """Makes the table of the scores (rows) in each domain (columns)."""
-    columns = endings(run)
-    bases = [name for name in numbers if columns and any(f"{name}{end}" in numbers for end in columns[1:])]
-    if not bases:
-        return ""
-    head = "".join(f'<th scope="col">{escape(end[1:])}</th>' for end in ("_mean of targets", *columns))
-    rows = ""
-    for base in bases:
-        cells = ""
-        for end in ("", *columns):
-            value, low, high = (numbers.get(f"{base}{end}{mark}") for mark in ("", "_low", "_high"))
-            span = "" if low is None or high is None else f'<span class="small">{low:.2f} to {high:.2f}</span>'
-            cells += f"<td>{'' if value is None else f'{value:.3f}'}{span}</td>"
-        rows += f'<tr><th scope="row">{escape(describe(base)[0])}</th>{cells}</tr>'
-    source = note(f"Learned on {escape(columns[1][1:])}; the others are the targets.")
-    return (
-        f'<h3>By domain</h3><div class="scroll"><table class="confusion many"><thead><tr><td></td>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>{source}"
     )
 
 

@@ -19,6 +19,7 @@ from ophjax.data.pairs import name_of, steps
 from ophjax.data.sources import Dataset
 from ophjax.errors import InputError
 from ophjax.train.checkpoint import Checkpoints
+from ophjax.train.seeds import side_by_side
 from ophjax.types import Method, TrainState
 
 Spec = dict[str, jax.ShapeDtypeStruct]
@@ -33,7 +34,7 @@ class Restored(NamedTuple):
       about: its config.json.
       config: of the method, names of regions and classes included.
       data_config: of the data set.
-      method: made of ``config``.
+      method: made of ``config``; where several seeds were trained side by side, their ensemble.
       state: of the checkpoint that was chosen, without the optimisers' part.
       step: of that checkpoint.
       example: shapes and types of one example's entries.
@@ -75,7 +76,8 @@ def restore(folder: Path, *, which: Literal["newest", "best"] = "newest") -> Res
     parts = about["config"]
     config = fill(module.Config, parts.get("method"), folder)
     data_config = fill(source.Config, parts.get("data"), folder)
-    method = module.make(config)
+    train = parts.get("train") or {}
+    method = side_by_side(module.make(config), range(train.get("seeds", 1)))
     example = example_of(about, data_config)
     with closing(Checkpoints(folder / "checkpoints", read_only=True)) as saved:
         known = saved.steps()
@@ -112,6 +114,19 @@ def read_about(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{folder} is no run: its config.json cannot be read ({error!r}). Give a run's folder."
         ) from error
+
+
+def read_single(folder: Path) -> dict[str, Any]:
+    """Reads a run's config.json where one net is wanted.
+
+    Raises:
+      InputError: see ``read_about``, or the run trained several seeds side by side.
+    """
+    about = read_about(folder)
+    seeds = (about["config"].get("train") or {}).get("seeds", 1)
+    if seeds > 1:
+        raise InputError(f"{folder} trained {seeds} seeds side by side; one net is needed. Give a run of one seed.")
+    return about
 
 
 def fill(kind: Any, given: Mapping[str, Any] | None, folder: Path) -> Any:

@@ -16,10 +16,11 @@ import numpy as np
 from ophjax.data.sources import Dataset
 from ophjax.keys import at
 from ophjax.train import mesh as meshes
-from ophjax.train.evaluate import gather
+from ophjax.train.evaluate import compile_forward, gather
 from ophjax.train.logs import EventLog
 from ophjax.train.loop import Config, Fitted, eval_split, require
 from ophjax.train.runfolder import write_whole
+from ophjax.train.seeds import member
 from ophjax.types import Method
 
 SAMPLED = ("image", "mask", "mask_weight", "label", "domain", "index", "probs")
@@ -33,12 +34,19 @@ RESTORATION = ("psnr", "ssim", "consistency")
 """Scores of restored images that predictions.csv lists."""
 
 
-def conclude(method: Method, data: Dataset, config: Config, folder: Path, fitted: Fitted) -> dict[str, float]:
-    """Scores the test split and writes predictions.csv, samples.npz, the method's exports (maps/), the last events."""
+def conclude(
+    method: Method, data: Dataset, config: Config, folder: Path, fitted: Fitted, alone: Method | None = None
+) -> dict[str, float]:
+    """Scores the test split and writes predictions.csv, samples.npz, the method's exports (maps/), the last events.
+
+    Args:
+      alone: the method of one seed, where ``method`` is that of several side by side; each is then scored too.
+    """
     key = at(jax.random.key(config.seed), "test")
     batches = eval_split(data, "test", config, fitted.mesh)
     gathered = gather(fitted.forward, key, fitted.state, batches, fitted.mesh)
     scores = method.scores(gathered)
+    members = score_members(alone, data, config, fitted) if alone is not None and config.seeds > 1 else {}
     samples = draw_samples(data, config, fitted, key) | export_maps(method, data, config, folder, fitted)
     if method.submit is not None and jax.process_count() == 1:
         method.submit(folder / "submission", answers(data, config, fitted, key))
@@ -49,10 +57,23 @@ def conclude(method: Method, data: Dataset, config: Config, folder: Path, fitted
         write_whole(folder / "samples.npz", stream.getvalue())
         log = EventLog(folder / "metrics.jsonl")
         step = int(jax.device_get(fitted.state.step))
-        log.write("test", split="test", step=step, scores=scores)
+        log.write("test", split="test", step=step, scores=scores, **members)
         log.write("finish", step=step)
         log.close()
     return scores
+
+
+def score_members(alone: Method, data: Dataset, config: Config, fitted: Fitted) -> dict[str, Any]:
+    """Scores each of the seeds that were trained side by side on the test split, as a run of its own would be."""
+    found = {}
+    shardings = meshes.state_shardings(jax.eval_shape(lambda: member(fitted.state, 0)), fitted.mesh)
+    forward = compile_forward(alone, fitted.mesh, shardings)
+    for number, seed in enumerate(config.all_seeds):
+        state = jax.device_put(member(fitted.state, number), shardings)
+        key = at(jax.random.key(seed), "test")
+        found[str(seed)] = alone.scores(gather(forward, key, state, eval_split(data, "test", config, fitted.mesh),
+                                               fitted.mesh))  # fmt: skip
+    return {"seeds": found}
 
 
 def answers(data: Dataset, config: Config, fitted: Fitted, key: jax.Array) -> Iterator[tuple[str, dict[str, Any]]]:
