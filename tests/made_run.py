@@ -1,6 +1,7 @@
 """A run's folder without training: every method at the smoke preset with random weights in its one checkpoint."""
 
 import json
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,3 +89,19 @@ def write_inputs(made: Made, folder: Path, count: int = 2) -> list[dict[str, np.
 def save(path: Path, pixels: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, format="PNG")
+
+
+def drawn(method: Method, batch: Mapping[str, Any], seed: int = 0) -> TrainState:
+    """A fresh state without compiling ``method.init``: kernels of He's spread, scales and variances 1, all else 0.
+
+    For tests of steps; what a method's own start holds beyond that (a zero last layer, say) is not here.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(path: str, leaf: Any) -> np.ndarray:
+        name = path.rsplit("/", 1)[-1]
+        if path.startswith("params") and len(leaf.shape) > 1 and name not in ("scale", "bias"):
+            return np.asarray(rng.normal(0, np.sqrt(2 / np.prod(leaf.shape[:-1])), leaf.shape), leaf.dtype)
+        return np.full(leaf.shape, name in ("scale", "var"), leaf.dtype)
+
+    return jax.tree.map(jnp.asarray, trees.map_named(draw, jax.eval_shape(method.init, jax.random.key(0), batch)))

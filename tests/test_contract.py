@@ -53,10 +53,11 @@ class Programs:
         self.compile = {name: getattr(loop, name) for name in ("compile_init", "compile_step", "compile_forward")}
 
     def compile_init(self, method, batch, shardings):
-        place = ("init", method.init, jax.tree.leaves(shardings)[0].mesh)
+        # For one device, whatever the mesh: its shardings are given to what it draws.
+        place = ("init", method.init)
         if place not in self.made:
-            self.made[place] = self.compile["compile_init"](method, batch, shardings)
-        return self.made[place]
+            self.made[place] = self.compile["compile_init"](method, batch, None)
+        return lambda key: jax.device_put(self.made[place](key), shardings)
 
     def compile_step(self, stage, where, shardings):
         place = (stage.step, where)

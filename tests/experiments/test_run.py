@@ -7,6 +7,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from made_run import drawn
 
 import presets
 from ophjax import data as datasets
@@ -194,7 +195,7 @@ def test_every_variant_learns(changes):
     """Each option in at least one of five: four diagnosis steps on one batch bring its loss down."""
     changes = {"flip": False, "drop_path": 0.0} | changes  # the loss of one batch is then compared with itself
     method, batch = make(**changes)
-    state = loop.compile_init(method, batch, None)(jax.random.key(0))
+    state = drawn(method, batch)
     batch["label"] = (np.arange(8) % 2).astype(np.int32)
     step = jax.jit(method.stages[-1].step)
     losses = []

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from made_run import drawn
 
 import presets
 from ophjax import data as datasets
@@ -13,7 +14,6 @@ from ophjax import methods, trees
 from ophjax.data import pipeline
 from ophjax.errors import InputError
 from ophjax.methods import ads
-from ophjax.train import loop
 
 KEY = 7
 
@@ -36,7 +36,7 @@ def batch():
 
 @pytest.fixture(scope="module")
 def start(batch):
-    return loop.compile_init(build()[0], batch, None)(jax.random.key(0))
+    return drawn(build()[0], batch)
 
 
 def stepper(batch, **changes):
@@ -86,7 +86,7 @@ def close(one, other):
 def test_each_player_moves_its_own_way(batch, game):
     """Check 6: the segmenter's step lowers its loss, the synthesizers' step raises the disagreement, both on the views
     they were taken on; and so does a tenth of the synthesizers' step (the directional derivative)."""
-    state = loop.compile_init(build(mi_weight=0.0)[0], batch, None)(jax.random.key(0))
+    state = drawn(build(mi_weight=0.0)[0], batch)
     after, logs = game(state)
     learned = put(state, segmenter=after.params["segmenter"])
     _, seen = game(learned)
@@ -191,7 +191,7 @@ def test_the_synthesizers_own_rate(batch, start, whole):
 def test_variants_run(batch, changes):
     """Every option makes a finite step that moves all it should."""
     method, _ = build(**changes)
-    state = loop.compile_init(method, batch, None)(jax.random.key(0))
+    state = drawn(method, batch)
     after, logs = jax.jit(method.stages[0].step)(jax.random.key(1), state, batch)
     assert all(np.isfinite(float(value)) for value in logs.values())
     moved = {path.split("/")[0] for path in differ(after.params, state.params)}

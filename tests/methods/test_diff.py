@@ -1,11 +1,13 @@
 """DiFF as a whole: the checks of its spec, section (k), that the parts' own tests do not make."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from made_run import drawn
 
 import presets
 from ophjax import data as datasets
@@ -18,10 +20,12 @@ from ophjax.train import loop, mesh
 STEPS = 12
 
 
-def build(**changes):
+@functools.cache
+def build(segmenter="unet", **changes):
+    """A small segmenter, but where the segmenter is the point: Take and Give compiles slowly."""
     config, data_config, train = presets.preset("smoke", "diff")
     data = datasets.load(diff.DATA).make(data_config)
-    config = dataclasses.replace(methods.fit_to(config, data), search_steps=STEPS, search_lr=0.02)
+    config = dataclasses.replace(methods.fit_to(config, data), search_steps=STEPS, search_lr=0.02, segmenter=segmenter)
     return diff.make(dataclasses.replace(config, **changes)), data, train
 
 
@@ -43,9 +47,18 @@ def start(batch):
 
 def searched(state, batch, **changes):
     """The state after the search stage has met the batch once, and its logs."""
-    method, _, _ = build(**changes)
-    (stage,) = [stage for stage in method.stages if stage.name == "search"]
-    return jax.jit(stage.step)(jax.random.key(1), state, batch)
+    return step_of("search", **changes)(jax.random.key(1), state, batch)
+
+
+@functools.cache
+def step_of(name, **changes):
+    (stage,) = [stage for stage in build(**changes)[0].stages if stage.name == name]
+    return jax.jit(stage.step)
+
+
+@functools.cache
+def export_of():
+    return jax.jit(build()[0].export)
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +67,7 @@ def found(start, batch):
 
 
 def exported(state, batch):
-    method, _, _ = build()
-    return jax.device_get(jax.jit(method.export)(jax.random.key(0), state, batch))
+    return jax.device_get(export_of()(jax.random.key(0), state, batch))
 
 
 def all_alike(batch):
@@ -92,7 +104,7 @@ def test_a_single_rater(batch):
     single = bare | {"raters": batch["raters"][:, 2:3], "rater_weight": jnp.ones((8, 1))}
     for given, mask in ((bare, batch["mask"]), (single, batch["raters"][:, 2])):
         method, _, _ = build()
-        state = loop.compile_init(method, given, None)(jax.random.key(0))
+        state = drawn(method, given)
         after, _ = searched(state, given)
         np.testing.assert_allclose(exported(after, given)["dfgt"], np.asarray(mask).mean(-1), atol=1e-6)
 
@@ -163,8 +175,7 @@ def test_together_and_one_by_one(start, found, batch):
     """Check 10: the search over a batch equals a Python loop over its images, in any order (pitfall 3: each image has
     the sign of its own label)."""
     assert len(np.unique(batch["label"])) == 2
-    method, _, _ = build()
-    step, state = jax.jit(method.stages[1].step), start
+    step, state = step_of("search"), start
     for i in (5, 0, 7, 2):
         state, _ = step(jax.random.key(1), state, {name: value[i : i + 1] for name, value in batch.items()})
         row = int(batch["index"][i])
@@ -198,10 +209,10 @@ def test_how_rough_the_maps_are(start, found, batch):
     """Check 7: ExpG's maps are far smoother than free pixels, and than a free spectrum, whose 1/f is smooth itself."""
     rows, rough = batch["index"], {"expg": found[0].extra["found"]["roughness"][batch["index"]].mean()}
     for kind in ("pixel", "fourier"):
-        method, _, _ = build(parametrisation=kind)
-        fresh = loop.compile_init(method, batch, None)(jax.random.key(0))
-        # The same classifiers as ExpG's, other maps.
-        state = fresh.replace(params=start.params | {"expertness": fresh.params["expertness"]})
+        # The same classifiers as ExpG's, other maps, which begin at zero.
+        shapes = jax.eval_shape(build(parametrisation=kind)[0].init, jax.random.key(0), batch).params["expertness"]
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        state = start.replace(params=start.params | {"expertness": zeros})
         after, logs = searched(state, batch, parametrisation=kind)
         rough[kind] = after.extra["found"]["roughness"][rows].mean()
         assert float(logs["gain"]) > 0
@@ -210,7 +221,7 @@ def test_how_rough_the_maps_are(start, found, batch):
 
 def test_the_branch_begins_as_the_diagnosis_net(start):
     """Section (e): what fits is taken over, statistics too; the stem's kernel (7x7 there, 3x3 here) does not fit."""
-    method, _, _ = build(diagnosis_width=8)
+    method, _, _ = build("take-and-give", diagnosis_width=8)
     abstract = jax.eval_shape(method.init, jax.random.key(0), spec(16))
     state = jax.tree.map(lambda s: jnp.full(s.shape, 1, s.dtype), abstract)
     marked = state.params | {"diagnosis": jax.tree.map(lambda leaf: leaf * 2, state.params["diagnosis"])}
@@ -218,7 +229,7 @@ def test_the_branch_begins_as_the_diagnosis_net(start):
     taken = {path: float(leaf.mean()) for path, leaf in trees.named_leaves(after.params["segmenter"]["branch"]).items()}
     kept = {path for path, value in taken.items() if value == 1}
     assert kept == {"first/conv/kernel"} and set(taken.values()) == {1.0, 2.0}
-    fixed, _, _ = build(inherit=False, diagnosis_width=8)
+    fixed, _, _ = build("take-and-give", inherit=False, diagnosis_width=8)
     same = fixed.stages[-1].enter(jax.random.key(0), state.replace(params=marked))
     assert all(float(leaf.mean()) == 1 for leaf in jax.tree.leaves(same.params["segmenter"]["branch"]))
 
@@ -242,7 +253,7 @@ def test_variants(variant, start):
     """By shapes alone: every stage of every variant traces and keeps the state's structure; networks that a comparison
     takes over from the method's own run have the same parameters in both."""
     changes, taken = diff.VARIANTS[variant]
-    method, _, _ = build(**({"segmenter": "unet"} | changes))
+    method, _, _ = build(**changes)
     state = jax.eval_shape(method.init, jax.random.key(0), spec(32))
     for stage in method.stages:
         after, logs = jax.eval_shape(stage.step, jax.random.key(0), state, spec(32))

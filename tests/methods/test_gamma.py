@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from made_run import drawn
 
 import presets
 from ophjax import data as datasets
@@ -15,7 +16,6 @@ from ophjax.errors import InputError
 from ophjax.methods import gamma, gammatasks
 from ophjax.metrics.gamma import cup_to_disc
 from ophjax.metrics.greys import GAMMA
-from ophjax.train import loop
 
 
 def build(**changes):
@@ -57,7 +57,7 @@ def test_parameters_of_the_baselines(batch):
 def test_variants_run(batch, changes):
     """Every option makes a finite step that moves its own net and nothing else, and predicts."""
     method, _ = build(**changes)
-    state = loop.compile_init(method, batch, None)(jax.random.key(0))
+    state = drawn(method, batch)
     for stage in method.stages:
         after, logs = jax.jit(stage.step)(jax.random.key(1), state, batch)
         assert all(np.isfinite(float(value)) for value in logs.values())
@@ -75,7 +75,7 @@ def test_agreement_is_a_term_of_its_own(batch):
     found = {}
     for weight in (0.0, 2.0):
         method, _ = build(auxiliary=True, agreement_weight=weight, flip=False)
-        state = loop.compile_init(method, batch, None)(jax.random.key(0))
+        state = drawn(method, batch)
         found[weight] = jax.jit(method.stages[0].step)(jax.random.key(1), state, batch)[1]
     gap = float(found[2.0]["loss"]) - float(found[0.0]["loss"])
     assert gap == pytest.approx(2 * float(found[0.0]["disagreement"]), abs=1e-5) and gap > 0
@@ -86,7 +86,7 @@ def test_what_is_not_known_does_not_count(batch):
     rows = dict(batch) | {"label": jnp.where(half, batch["label"], -1), "mask_weight": half.astype(jnp.float32),
                           "fovea": jnp.where(half[:, None], batch["fovea"], -1.0)}  # fmt: skip
     method, _ = build(task="fovea")
-    state = loop.compile_init(method, rows, None)(jax.random.key(0))
+    state = drawn(method, rows)
     after, logs = jax.jit(method.stages[0].step)(jax.random.key(1), state, rows)
     assert np.isfinite(float(logs["loss"])) and all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(after.params))
     outputs = jax.jit(method.predict)(jax.random.key(2), state, rows)
@@ -97,7 +97,7 @@ def test_what_is_not_known_does_not_count(batch):
 def test_fovea_in_pixels_of_the_original(batch):
     """The frame's corner and size bring shares back to the original; the distance is normalised by its size."""
     method, _ = build(task="fovea")
-    state = loop.compile_init(method, batch, None)(jax.random.key(0))
+    state = drawn(method, batch)
     predict = jax.jit(method.predict)
     whole = predict(jax.random.key(1), state, batch)["fovea_found"] / 32
     frame = jnp.tile(jnp.array([[496, 0, 2000, 2000]]), (8, 1))
@@ -174,7 +174,7 @@ def test_windows_of_the_second_look(batch):
     """Trained on windows around the fovea alone, the refiner's answer lies inside its window, which lies in the image:
     whatever the nets say, the point found is within half a window of the first guess or of the image's border."""
     method, _ = build(task="fovea", fine=0.25)
-    state = loop.compile_init(method, batch, None)(jax.random.key(0))
+    state = drawn(method, batch)
     coarse, _ = build(task="fovea")
     key = jax.random.key(1)
     guess = jax.jit(coarse.predict)(key, state, batch)["fovea_found"]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from made_run import drawn
 
 import presets
 from ophjax import data as datasets
@@ -14,7 +15,6 @@ from ophjax.data import pipeline
 from ophjax.errors import InputError
 from ophjax.losses.classification import squashed_twice
 from ophjax.methods import goals
-from ophjax.train import loop
 
 
 def build(data=None, **changes):
@@ -55,7 +55,7 @@ def test_loss_of_the_baseline(p, golden):
 def test_outputs(batch, segmenter):
     """Probabilities leave room for the background; profiles count the pixels that each layer won."""
     method, data = build(segmenter=segmenter, segmenter_width=1, classifier_width=2)
-    state = loop.compile_init(method, batch, None)(jax.random.key(0))
+    state = drawn(method, batch)
     outputs = jax.jit(method.predict)(jax.random.key(1), state, batch)
     probs = outputs["mask_probs"]
     assert probs.shape == batch["mask"].shape and float(probs.min()) >= 0 and float(probs.sum(-1).max()) <= 1 + 1e-5
@@ -91,7 +91,7 @@ def test_truth_scores_perfectly(batch):
 def test_variants_run(batch, changes):
     """Every option makes a finite step of the one stage that is left, which moves its own net and nothing else."""
     method, _ = build(segmenter_width=1, levels=1, classifier_width=2, **changes)
-    state = loop.compile_init(method, batch, None)(jax.random.key(0))
+    state = drawn(method, batch)
     (stage,) = method.stages
     assert stage.name == ("classifier" if changes.get("segmenter_steps") == 0 else "segmenter")
     after, logs = jax.jit(stage.step)(jax.random.key(1), state, batch)
@@ -103,7 +103,7 @@ def test_variants_run(batch, changes):
 
 def test_unknown_labels_and_masks_do_not_count(batch):
     method, _ = build(segmenter="unet", segmenter_width=1, levels=1, classifier_width=2)
-    state = loop.compile_init(method, batch, None)(jax.random.key(0))
+    state = drawn(method, batch)
     half = jnp.array([1.0] * 4 + [0.0] * 4)
     rows = dict(batch) | {"mask_weight": half, "label": jnp.where(half > 0, batch["label"], -1)}
     spoiled = rows | {"mask": jnp.where(half[:, None, None, None] > 0, batch["mask"], 1 - batch["mask"])}

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from made_run import drawn
 
 import presets
 from ophjax import data as datasets
@@ -44,7 +45,7 @@ def batch():
 @pytest.fixture(scope="module")
 def start(batch):
     method, _ = build()
-    return loop.compile_init(method, batch, None)(jax.random.key(0))
+    return drawn(method, batch)
 
 
 def moves(state, batch, *, step=2, **changes):
@@ -128,7 +129,7 @@ def test_rows_may_come_in_any_order(start, batch):
 def test_one_device_and_eight(start, batch):
     """Check 7: rows split over eight devices, domains mixed or not, give the loss of one (batch norm included)."""
     method, _ = build(norm="batch")
-    state = loop.compile_init(method, batch, None)(jax.random.key(0))
+    state = drawn(method, batch)
     by_domain = np.argsort(np.asarray(batch["domain"]), kind="stable")
     found = []
     for devices, order in ((1, slice(None)), (8, slice(None)), (8, by_domain)):
@@ -196,7 +197,7 @@ def test_inference_needs_no_critic(start, batch):
 def test_variants_run(batch, changes):
     """Every option makes a finite step whose gradients reach the extractor."""
     method, _ = build(**changes)
-    state = loop.compile_init(method, batch, None)(jax.random.key(0))
+    state = drawn(method, batch)
     after, logs = jax.jit(method.stages[0].step)(jax.random.key(1), state.replace(step=jnp.int32(2)), batch)
     assert all(np.isfinite(float(value)) for value in logs.values()) and float(logs["grad_norm"]) > 0
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params["extractor"], after.params["extractor"])
