@@ -209,7 +209,7 @@ def test_how_rough_the_maps_are(start, found, batch):
     """Check 7: ExpG's maps are far smoother than free pixels, and than a free spectrum, whose 1/f is smooth itself."""
     rows, rough = batch["index"], {"expg": found[0].extra["found"]["roughness"][batch["index"]].mean()}
     for kind in ("pixel", "fourier"):
-        # The same classifiers as ExpG's, other maps, which begin at zero.
+        # The same classifiers as ExpG's, other maps, here from zero.
         shapes = jax.eval_shape(build(parametrisation=kind)[0].init, jax.random.key(0), batch).params["expertness"]
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         state = start.replace(params=start.params | {"expertness": zeros})

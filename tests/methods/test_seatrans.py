@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from made_run import drawn
 
 import presets
 from ophjax import data as datasets
@@ -14,6 +13,7 @@ from ophjax import trees
 from ophjax.data import pipeline
 from ophjax.errors import InputError
 from ophjax.methods import seatrans
+from ophjax.train import loop
 
 
 def config_of(**changes):
@@ -36,7 +36,7 @@ def ours(batch):
     """SeATrans at the smoke preset, without flips and drop-path, and its fresh state."""
     config, _ = config_of(flip=False, drop_path=0.0)
     method = seatrans.make(config)
-    return method, drawn(method, batch)
+    return method, loop.compile_init(method, batch, None)(jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_identity_at_the_start(ours, batch):
     method, state = ours
     config, _ = config_of(flip=False, baseline="image-only")
     plain = seatrans.make(config)
-    start = drawn(plain, batch)
+    start = loop.compile_init(plain, batch, None)(jax.random.key(0))
     with_blocks, without = state.params["diagnosis"]["backbone"], start.params["diagnosis"]["backbone"]
     jax.tree.map(np.testing.assert_array_equal, with_blocks, without)
     # Statistics as they are after the start: what both nets predict with.
@@ -145,7 +145,7 @@ def test_an_odd_size_runs():
         "mask": jnp.zeros((2, 45, 51, 2), jnp.uint8),
         "label": jnp.zeros(2, jnp.int32),
     }
-    state = drawn(method, batch)
+    state = loop.compile_init(method, batch, None)(jax.random.key(0))
     outputs = jax.device_get(jax.jit(method.predict)(jax.random.key(0), state, batch))
     np.testing.assert_allclose(outputs["probs"].sum(-1), 1, rtol=1e-6)  # one float32 rounding of each
     assert outputs["mask_probs"].shape == (2, 45, 51, 2)
