@@ -42,6 +42,18 @@ def start_processes(coordinator: str | None, processes: int | None, process: int
         ) from error
 
 
+LOST = (
+    "Another process of this run has ended or cannot be reached, and this one cannot go on alone. What was saved is "
+    "whole: see what the other processes say, then start all of them again with --resume."
+)
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether this is how a process learns that another one is gone: its sums over all devices fail."""
+    lost = isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1
+    return lost and "RESOURCE_EXHAUSTED" not in str(error)
+
+
 def make_mesh(data: int | None = None, model: int = 1) -> Mesh:
     """Lays all devices out as ``(data, model)``; ``data=None`` takes what ``model`` leaves over.
 
