@@ -203,7 +203,11 @@ def main() -> int:
     try:
         return run(sys.argv[1:])
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        if "jax" in sys.modules:
+            from ophjax.train import mesh
+
+            mesh.wait_no_longer(2)
         return 2
     except KeyboardInterrupt:
         print("Interrupted. What was saved is whole: the same command with --resume goes on from it.", file=sys.stderr)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -52,6 +54,18 @@ def is_lost(error: BaseException) -> bool:
     """Whether this is how a process learns that another one is gone: its sums over all devices fail."""
     lost = isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1
     return lost and "RESOURCE_EXHAUSTED" not in str(error)
+
+
+def wait_no_longer(code: int, *, seconds: float = 20) -> None:
+    """Ends this process with a code when the others do not end as well within so many seconds.
+
+    At its end a process waits five minutes for the others (``jax.distributed``). Those that have met the same error come;
+    one that works on waits in a sum over all devices for this one, and learns of its end only then (see ``is_lost``).
+    """
+    if jax.distributed.is_initialized():
+        timer = threading.Timer(seconds, os._exit, (code,))
+        timer.daemon = True
+        timer.start()
 
 
 def make_mesh(data: int | None = None, model: int = 1) -> Mesh:
