@@ -18,6 +18,8 @@ FEW = settings(
 )  # fmt: skip
 """Always the same draws, so that a failure stays one."""
 
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=3), st.lists, max_leaves=4)
+
 
 def spoiled(*whole: bytes) -> st.SearchStrategy[bytes]:
     """Noise; or one of these files with some bytes changed (mostly near its head), its end cut off, bytes put in."""

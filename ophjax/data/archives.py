@@ -6,6 +6,7 @@ import math
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -41,10 +42,10 @@ def read_npz(path: Path, names: Collection[str] | None = None) -> dict[str, np.n
     return arrays
 
 
-def _check(member: zipfile.ZipExtFile, most: int) -> None:
+def _check(member: IO[bytes], most: int) -> None:
     """Raises ValueError where an array's header claims more than ``most`` bytes, which NumPy would ask for at once."""
     version = np.lib.format.read_magic(member)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(member)
     if math.prod(shape) * dtype.itemsize > most:
-        raise ValueError(f"{member.name} claims the shape {shape}, more than the file can hold")
+        raise ValueError(f"an array claims the shape {shape}, more than the file can hold")

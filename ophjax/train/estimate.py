@@ -42,7 +42,8 @@ def estimate(method: Method, data: Dataset, config: loop.Config) -> dict[str, An
     }
     stages: list[dict[str, Any]] = []
     for stage in loop.count_steps(method, data, config).stages:
-        step = loop.compile_step(stage, mesh, shardings, slices=config.accumulate).lower(key, state, batch).compile()
+        step = loop.compile_step(stage, mesh, shardings, slices=config.accumulate, remat=config.remat)
+        step = step.lower(key, state, batch).compile()
         cost, memory = step.cost_analysis(), step.memory_analysis()
         traced = jax.make_jaxpr(stage.step)(key, state, batch)
         rounds = count_flops(traced) - count_flops(traced, loops=False)

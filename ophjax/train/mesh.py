@@ -59,8 +59,8 @@ def is_lost(error: BaseException) -> bool:
 def wait_no_longer(code: int, *, seconds: float = 20) -> None:
     """Ends this process with a code when the others do not end as well within so many seconds.
 
-    At its end a process waits five minutes for the others (``jax.distributed``). Those that have met the same error come;
-    one that works on waits in a sum over all devices for this one, and learns of its end only then (see ``is_lost``).
+    At its end a process waits five minutes for the others (``jax.distributed``). Those that have met the same error
+    come; one that works on waits in a sum over all devices for this one, and learns of its end only then (``is_lost``).
     """
     if jax.distributed.is_initialized():
         timer = threading.Timer(seconds, os._exit, (code,))

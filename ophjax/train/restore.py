@@ -136,8 +136,8 @@ def fill(kind: Any, given: Mapping[str, Any] | None, folder: Path) -> Any:
     wrong = [name for name in given if name not in gone and not _like(given[name], defaults[name])]
     if wrong:
         raise InputError(
-            f"{folder} is damaged: its config.json has {str(given[wrong[0]])[:99]!r} for the option {wrong[0]}, which is "
-            f"like {defaults[wrong[0]]!r}. Mend the file, or restore the run with the version in it."
+            f"{folder} is damaged: its config.json has {str(given[wrong[0]])[:99]!r} for the option {wrong[0]}, whose "
+            f"default is {defaults[wrong[0]]!r}. Mend the file, or restore the run with the version in it."
         )
     if gone:
         raise InputError(

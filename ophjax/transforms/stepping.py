@@ -17,10 +17,9 @@ from ophjax.keys import at
 from ophjax.transforms.recurrence import CARRIED
 from ophjax.types import Batch, Key, Logs, Step, TrainState
 
-
 in_slices = jax.make_user_context(default_value=(1, 1))
-"""Under ``with in_slices((n, ways))`` every ``descend`` traced sees a batch in n slices, of which each takes an equal part
-of every one of ``ways`` blocks of rows (the devices' shares: no row moves to another device)."""
+"""Under ``with in_slices((n, ways))`` every ``descend`` that is traced takes a batch in n slices, each of which has an
+equal part of every one of ``ways`` blocks of rows (the devices' shares: no row moves to another device)."""
 
 
 class Loss(Protocol):
@@ -42,9 +41,9 @@ def descend(loss: Loss, tx: optax.GradientTransformation, *, trains: Sequence[st
     which a masked optimiser would still pay for. The optimiser state lives in ``state.opt[slot]``.
     The logs gain ``loss`` and ``grad_norm`` (global L2 norm), both checked for NaN by the loop.
 
-    Under ``in_slices`` the slices go through the loss one after the other (``lax.scan``), each with a key of its own and
-    with the ``extra`` that the one before it left, and one update is made of the mean of their gradients. For a loss
-    that is a mean over rows of equal weight this is the whole batch's gradient. Whatever looks across rows (batch
+    Under ``in_slices`` the slices go through the loss one after the other (``lax.scan``), each with a key of its own
+    and with the ``extra`` that the one before it left, and one update is made of the mean of their gradients. For a
+    loss that is a mean over rows of equal weight this is the whole batch's gradient. Whatever looks across rows (batch
     statistics, contrasts, moving centroids, a mean over weighted rows) sees a slice.
     """
 

@@ -3,17 +3,18 @@
 import gzip
 import io
 import json
+import struct
 import tracemalloc
 import zipfile
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
-from spoiled import FEW, holding, loads, spoiled
+from spoiled import FEW, JSON, holding, loads, spoiled
 
-from ophjax.data import dicom, files, images, sheets, shards, volumes
+from ophjax.data import dicom, files, images, phantoms, shards, sheets, volumes
 from ophjax.data.builders import medmnist, xrays
 
 RAMP = np.arange(24 * 20, dtype=np.uint8).reshape(24, 20)
@@ -28,8 +29,8 @@ def encoded(kind, array, **options):
 
 PICTURES = [
     encoded("PNG", COLOUR), encoded("PNG", RAMP), encoded("PNG", RAMP.astype(np.uint16) * 256), encoded("JPEG", COLOUR),
-    encoded("GIF", RAMP), encoded("BMP", RAMP), encoded("WEBP", COLOUR), encoded("TIFF", COLOUR, compression="tiff_lzw"),
-    encoded("TIFF", RAMP.astype(np.float32)),
+    encoded("GIF", RAMP), encoded("BMP", RAMP), encoded("WEBP", COLOUR),
+    encoded("TIFF", COLOUR, compression="tiff_lzw"), encoded("TIFF", RAMP.astype(np.float32)),
 ]  # fmt: skip
 
 
@@ -74,8 +75,8 @@ RELATED = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
 SHEET = {
     "xl/workbook.xml": f'<workbook xmlns="{MAIN}"><sheets><sheet xmlns:r="{RELATED}" r:id="r1"/></sheets></workbook>',
     "xl/_rels/workbook.xml.rels": '<Relationships><Relationship Id="r1" Target="sheet1.xml"/></Relationships>',
-    "xl/sheet1.xml": f'<worksheet xmlns="{MAIN}"><row><c r="A1" t="str"><v>image</v></c><c r="B1"><v>label</v></c></row>'
-    '<row><c r="A2"><v>1</v></c><c r="B2"><v>0</v></c></row></worksheet>',
+    "xl/sheet1.xml": f'<worksheet xmlns="{MAIN}"><row><c r="A1" t="str"><v>image</v></c>'
+    '<c r="B1"><v>label</v></c></row><row><c r="A2"><v>1</v></c><c r="B2"><v>0</v></c></row></worksheet>',
 }
 
 
@@ -130,10 +131,23 @@ def test_archives(content):
         loads(lambda path: xrays._pneumonia(xrays.Config(pneumonia=str(path), size=16)), path)
 
 
-@pytest.mark.parametrize("key", ["{", "[" * 100_000, '{"shards": 3}', '{"format": 1, "shards": [], "splits": {}}'])
-def test_prepared_data(key):
-    with holding("dataset.json", key.encode()) as path:
-        assert not loads(lambda path: shards.read(path.parent, "ph2", files), path)
+ABOUT = {
+    "format": 1, "shards": [], "name": "phantoms", "options": shards.options_of(phantoms.Config()), "note": "",
+    "regions": [], "classes": [], "domains": [], "raters": [], "scale": 1,
+    "splits": {"train": {"names": [], "records": [], "groups": [], "example_bytes": 0}},
+}  # fmt: skip
+
+
+@FEW
+@given(
+    spoiled(json.dumps(ABOUT).encode())
+    | st.builds(lambda key, value: json.dumps(ABOUT | {key: value}).encode(), st.sampled_from(sorted(ABOUT)), JSON)
+    | JSON.map(lambda value: json.dumps(ABOUT | {"splits": {"train": value}}).encode())
+)
+@example(b"[" * 100_000)
+def test_prepared_data(content):
+    with holding("dataset.json", content) as path:
+        loads(lambda path: shards.read(path.parent, "phantoms", phantoms.Config()), path)
 
 
 def nifti():
@@ -183,3 +197,35 @@ def test_dicom(data):
         loads(dicom.size, path)
         loads(lambda path: images.read_image(path, 16), path)
         loads(lambda path: volumes.read_dicom(path.parent), path)
+
+
+def claims():
+    """Small files that claim gigabytes: an array in an npz, a packed volume, a slice."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_2_0(header, {"descr": "|u1", "fortran_order": False, "shape": (40_000, 50_000)})
+    parts = {f"{name}.npy": npy(value) for name, value in SET.items()}
+    yield "pneumoniamnist.npz", zipped(parts | {"train_images.npy": header.getvalue()})
+    volume = bytearray(nifti())
+    volume[40:48] = np.array([3, 3000, 3000, 100], "<i2").tobytes()
+    yield "liver.nii.gz", gzip.compress(bytes(volume))
+    slice_ = dicom_bytes()
+    for tag, size in ((0x10, 24), (0x11, 20)):  # rows, columns
+        head = struct.pack("<HH", 0x28, tag) + b"US\2\0"
+        assert head + struct.pack("<H", size) in slice_
+        slice_ = slice_.replace(head + struct.pack("<H", size), head + b"\xff\xff")
+    yield "07.dcm", slice_
+
+
+def test_claims_cost_no_memory():
+    readers = {
+        ".npz": lambda path: medmnist.make(medmnist.Config(root=str(path.parent), size=16)),
+        ".gz": volumes.read_nifti,
+        ".dcm": lambda path: images.read_image(path, 16),
+    }
+    for name, content in claims():
+        with holding(name, content) as path:
+            tracemalloc.start()
+            assert not loads(readers[path.suffix], path), name
+            _, most = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            assert most < 50e6, name

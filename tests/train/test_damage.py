@@ -1,4 +1,4 @@
-"""Damaged files of a run: whichever is cut, emptied or overwritten, the message names it and older checkpoints serve."""
+"""Damaged files of a run: whichever is cut, emptied or overwritten, the message names it; older checkpoints serve."""
 
 import io
 import json
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from spoiled import FEW, holding, loads, spoiled
+from spoiled import FEW, JSON, holding, loads, spoiled
 from test_checkpoint import assert_filled, make_state, target
 
 from ophjax.data import lesions
@@ -117,7 +117,6 @@ ABOUT = {
     "config": runfolder.plain_config(method=fccl.Config(**fccl.SMOKE), data=lesions.Config(), train=loop.Config()),
     "versions": {}, "regions": [], "classes": ["a", "b"], "example": {"image": [[32, 32, 3], "uint8"]},
 }  # fmt: skip
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=3), st.lists, max_leaves=4)
 
 
 @st.composite
@@ -160,7 +159,11 @@ def test_whole_config():
         assert runfolder.claim(path.parent, ABOUT, resume=True) == "resumed"
 
 
-EVENTS = [{"event": "start"}, {"event": "train", "stage": "all", "step": 1, "loss": 0.5}, {"event": "resume", "step": 1}]
+EVENTS = [
+    {"event": "start"},
+    {"event": "train", "stage": "all", "step": 1, "loss": 0.5},
+    {"event": "resume", "step": 1},
+]
 LINES = "".join(json.dumps(event) + "\n" for event in EVENTS).encode()
 
 

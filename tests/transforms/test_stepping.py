@@ -121,7 +121,7 @@ def test_every_refuses_a_period_below_one():
 
 
 def test_slices_are_parts_of_every_block():
-    """Rows 0 to 11 on two devices: each slice of three has two rows of each, in their order, and none changes places."""
+    """Rows 0 to 11 on two devices: each slice of three has two rows of each, in their order."""
     rows = jnp.arange(12)
     np.testing.assert_array_equal(cut(rows, 3, 2), [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]])
     pictures = jax.random.normal(jax.random.key(0), (12, 2, 3))
@@ -181,7 +181,7 @@ def test_what_looks_across_rows_sees_a_slice():
 
 
 def test_slices_save_memory_and_stay_on_their_devices():
-    """On eight devices: the losses of the whole batch, less memory for activations, and no row sent to another device."""
+    """On eight devices: the losses of the whole batch, less memory for activations, no row sent to another device."""
     where = mesh.make_mesh()
     state, _ = learner(TX, hidden=4096)
     batch = {"x": np.ones((256, 5), np.float32), "y": np.zeros((256, 2), np.float32)}
