@@ -116,6 +116,4 @@ def read(path: Path, *, pixels: bool = True, most: int = 100_000_000) -> Any:
 def damaged(path: Path, error: Exception) -> InputError:
     """Says what is wrong with a file."""
     said = " ".join(str(error).split())[:300]
-    return InputError(
-        f"{path} cannot be read as a DICOM picture ({type(error).__name__}: {said}). Replace or remove it."
-    )
+    return InputError(f"{path} cannot be read as DICOM ({type(error).__name__}: {said}). Replace or remove it.")

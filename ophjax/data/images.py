@@ -26,7 +26,7 @@ CODES = {
 }
 """Mask codes by name: one region drawn as 1 or 255 on 0; REFUGE's grey levels; rim 1 and cup 2 on 0."""
 
-FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 """Pillow's names of what is decoded, whatever the suffix says; of its others some start programs (EPS: Ghostscript)."""
 
 ORIENTATION = 0x0112  # the EXIF tag; from 5 on width and height are exchanged

@@ -49,6 +49,13 @@ def test_pictures_and_masks(content):
             loads(read, path)
 
 
+@pytest.mark.parametrize("content", PICTURES[:-1])
+def test_whole_pictures(content):
+    """What the draws above start from can be read, but for the last, whose pixels are no bytes."""
+    with holding("07.png", content) as path:
+        assert loads(images.image_size, path) and loads(lambda path: images.read_image(path, 16), path)
+
+
 TABLE = b"image,label,split\r\n01.png,0,train\r\n02.png,1,test\r\n"
 QUOTED = b'\xef\xbb\xbf"image";"label"\n"a\n b";1\n'
 
@@ -197,6 +204,21 @@ def test_dicom(data):
         loads(dicom.size, path)
         loads(lambda path: images.read_image(path, 16), path)
         loads(lambda path: volumes.read_dicom(path.parent), path)
+
+
+def test_other_whole_files():
+    for name, content, read in (
+        ("labels.csv", TABLE, lambda path: files.read_rows(path, needed=("image", "label"))),
+        ("answers.xlsx", zipped(SHEET), lambda path: sheets.read_table(path, ["image", "label"])),
+        ("pneumoniamnist.npz", npz(**SET), lambda path: medmnist.make(medmnist.Config(root=str(path.parent), size=16))),
+        ("pneumoniamnist.npz", npz(**SET), lambda path: xrays._pneumonia(xrays.Config(pneumonia=str(path), size=16))),
+        ("liver.nii", nifti(), volumes.read_labels),
+        ("liver.nii.gz", gzip.compress(nifti()), volumes.read_labels),
+        ("07.dcm", dicom_bytes(), lambda path: images.read_image(path, 16)),
+        ("07.dcm", dicom_bytes(), lambda path: volumes.read_dicom(path.parent)),
+    ):
+        with holding(name, content) as path:
+            assert loads(read, path), name
 
 
 def claims():
