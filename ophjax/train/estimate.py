@@ -8,9 +8,11 @@ import jax
 
 from ophjax import trees
 from ophjax.data.sources import Dataset
+from ophjax.nets.recompute import recomputed
 from ophjax.train import loop
 from ophjax.train import mesh as meshes
 from ophjax.train.flops import count_flops
+from ophjax.transforms.stepping import in_slices
 from ophjax.types import Method
 
 
@@ -45,7 +47,8 @@ def estimate(method: Method, data: Dataset, config: loop.Config) -> dict[str, An
         step = loop.compile_step(stage, mesh, shardings, slices=config.accumulate, remat=config.remat)
         step = step.lower(key, state, batch).compile()
         cost, memory = step.cost_analysis(), step.memory_analysis()
-        traced = jax.make_jaxpr(stage.step)(key, state, batch)
+        with in_slices((config.accumulate, mesh.shape["data"])), recomputed(config.remat):
+            traced = jax.make_jaxpr(stage.step)(key, state, batch)
         rounds = count_flops(traced) - count_flops(traced, loops=False)
         taken = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
         stages.append(
