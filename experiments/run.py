@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import re
 import shlex
 import sys
@@ -218,11 +219,23 @@ def main() -> int:
     try:
         return run(sys.argv[1:])
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        if "jax" in sys.modules:
+            from ophjax.train import mesh
+
+            mesh.wait_no_longer(2)
         return 2
     except KeyboardInterrupt:
         print("Interrupted. What was saved is whole: the same command with --resume goes on from it.", file=sys.stderr)
         return STOPPED
+    except RuntimeError as error:
+        from ophjax.train import checkpoint, mesh
+
+        if not mesh.is_lost(error):
+            raise
+        print(f"error: {mesh.LOST} ({checkpoint.first_line(error)})", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(2)  # an ordinary exit would wait for the lost process for minutes, and then be aborted
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 # One run on several hosts of a SLURM cluster, one process for each host: sbatch experiments/launch/slurm.sh --method seatrans --preset paper
 # A job that is to be preempted, or to reach its time limit, gets SIGTERM a minute before; the run saves, exits with code 75, and the
 # job is queued again to go on from there.
+# Options for scale (README, "Scale out"): --train.model-parallel N, --train.accumulate N, --method.dtype bfloat16; --dry-run tells the memory.
+# Code 2 is not queued again: a mistake, or a process that was lost (start the job again with --resume).
 #SBATCH --job-name=ophjax
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

@@ -35,7 +35,7 @@ def size(path: Path) -> tuple[int, int]:
     Raises:
       InputError: as ``picture``.
     """
-    header = _read(path, pixels=False)
+    header = read(path, pixels=False)
     return int(header.Columns), int(header.Rows)
 
 
@@ -52,14 +52,9 @@ def picture(path: Path, *, most: int) -> UInt8[np.ndarray, "h w *c"]:
     Raises:
       InputError: pydicom is not installed, or the file is missing, damaged, too large or holds several frames.
     """
-    data = _read(path, pixels=True)
-    pixels, frames = int(data.Rows) * int(data.Columns), int(data.get("NumberOfFrames") or 1)
-    if pixels > most:
-        raise InputError(f"{path} has {pixels} pixels; at most {most} are decoded. Scale it down or remove it.")
-    if frames > 1:
-        raise InputError(f"{path} holds {frames} frames; one picture is expected. Save its frames as single files.")
-    kind = str(data.get("PhotometricInterpretation", "MONOCHROME2"))
+    data = read(path, most=most)
     try:
+        kind = str(data.get("PhotometricInterpretation", "MONOCHROME2"))
         values = np.asarray(data.pixel_array)
         if kind == "PALETTE COLOR":
             from pydicom.pixels import apply_color_lut
@@ -69,9 +64,11 @@ def picture(path: Path, *, most: int) -> UInt8[np.ndarray, "h w *c"]:
         if values.ndim == 3:
             return _colour(values, int(data.BitsStored))
         values = values.astype(np.float32) * float(data.get("RescaleSlope", 1)) + float(data.get("RescaleIntercept", 0))
+        if values.ndim != 2:
+            raise ValueError(f"its pixels have the shape {list(values.shape)}")
         centre, width = (_first(data.get(name)) for name in ("WindowCenter", "WindowWidth"))
     except Exception as error:  # a damaged file makes pydicom and its decoders raise nearly anything
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     if centre is not None and width:
         low, high = centre - width / 2, centre + width / 2
     else:
@@ -81,6 +78,8 @@ def picture(path: Path, *, most: int) -> UInt8[np.ndarray, "h w *c"]:
 
 
 def _colour(values: np.ndarray, bits: int) -> np.ndarray:
+    if values.shape[2] < 3:
+        raise ValueError(f"its pixels have {values.shape[2]} colours")
     return (values if bits <= 8 else values >> (bits - 8)).astype(np.uint8)[..., :3]
 
 
@@ -91,20 +90,30 @@ def _first(value: Any) -> float | None:
     return float(value if isinstance(value, str | int | float) else np.ravel(np.asarray(value, float))[0])
 
 
-def _read(path: Path, *, pixels: bool) -> Any:
+def read(path: Path, *, pixels: bool = True, most: int = 100_000_000) -> Any:
+    """Opens a file of one frame; its pixels are not decoded yet, and with ``pixels=False`` not even read.
+
+    Raises:
+      InputError: as ``picture``.
+    """
     pydicom = needed("pydicom")
     if not path.is_file():
         raise InputError(f"There is no image file {path}. Check the path.")
     try:
         data = pydicom.dcmread(path, stop_before_pixels=not pixels)
-        _ = data.Rows, data.Columns
+        size, frames = int(data.Rows) * int(data.Columns), int(data.get("NumberOfFrames") or 1)
+        if size < 1:
+            raise ValueError("it has no pixels")
     except Exception as error:  # as above
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
+    if size > most:
+        raise InputError(f"{path} has {size} pixels; at most {most} are decoded. Scale it down or remove it.")
+    if frames > 1:
+        raise InputError(f"{path} holds {frames} frames; one picture is expected. Save its frames as single files.")
     return data
 
 
-def _damaged(path: Path, error: Exception) -> InputError:
+def damaged(path: Path, error: Exception) -> InputError:
+    """Says what is wrong with a file."""
     said = " ".join(str(error).split())[:300]
-    return InputError(
-        f"{path} cannot be read as a DICOM picture ({type(error).__name__}: {said}). Replace or remove it."
-    )
+    return InputError(f"{path} cannot be read as DICOM ({type(error).__name__}: {said}). Replace or remove it.")

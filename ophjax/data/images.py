@@ -26,6 +26,9 @@ CODES = {
 }
 """Mask codes by name: one region drawn as 1 or 255 on 0; REFUGE's grey levels; rim 1 and cup 2 on 0."""
 
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+"""Pillow's names of what is decoded, whatever the suffix says; of its others some start programs (EPS: Ghostscript)."""
+
 ORIENTATION = 0x0112  # the EXIF tag; from 5 on width and height are exchanged
 
 
@@ -260,11 +263,11 @@ def square_around(path: Path, region: UInt8[np.ndarray, "h w"], diameters: float
 def _opened(path: Path) -> Iterator[Any]:
     from PIL import Image
 
-    if path.suffix.lower() == dicom.SUFFIX:
-        yield Image.fromarray(dicom.picture(path, most=MAX_PIXELS))
-        return
     try:
-        with Image.open(path) as image:
+        if path.suffix.lower() == dicom.SUFFIX:
+            yield Image.fromarray(dicom.picture(path, most=MAX_PIXELS))
+            return
+        with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise Image.DecompressionBombError

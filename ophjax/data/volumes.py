@@ -7,6 +7,7 @@ volume. Standardising a picture afterwards (z-score) undoes the window's scale, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from ophjax.data import dicom
+from ophjax.data.archives import DEFLATE
 from ophjax.data.dicom import needed as needed
 from ophjax.data.shift import Domain
 from ophjax.data.sources import Example
@@ -138,7 +141,10 @@ def read_nifti(path: Path) -> Float32[np.ndarray, "n h w"]:
     if not path.is_file():
         raise InputError(f"There is no file {path}. Check the folder given for it.")
     try:
-        image = nibabel.as_closest_canonical(nibabel.load(path))  # axes to the right, to the front and upwards
+        image = nibabel.load(path)
+        if math.prod(image.shape) * image.get_data_dtype().itemsize > DEFLATE * path.stat().st_size:
+            raise ValueError(f"it claims the shape {image.shape}, more than the file can hold")
+        image = nibabel.as_closest_canonical(image)  # axes to the right, to the front and upwards
         values = np.asarray(image.dataobj, np.float32)
     except Exception as error:  # a damaged file makes nibabel and zlib raise nearly anything
         raise InputError(f"{path} cannot be read as NIfTI ({type(error).__name__}: {error}). Replace it.") from error
@@ -170,20 +176,20 @@ def read_dicom(folder: Path) -> tuple[Float32[np.ndarray, "n h w"], list[str]]:
     Raises:
       InputError: where pydicom is not installed, there are no files, or one cannot be read or is of another size.
     """
-    pydicom = needed("pydicom")
+    needed("pydicom")
     paths = sorted(folder.glob("*.dcm")) if folder.is_dir() else []
     if not paths:
         raise InputError(f"There are no files *.dcm in {folder}. Check the folder given for it.")
     slices = []
     for path in paths:
+        data = dicom.read(path)
         try:
-            data = pydicom.dcmread(path)
             slope, shift = (float(data.get(key, value)) for key, value in _RESCALE.items())
             slices.append(data.pixel_array.astype(np.float32) * slope + shift)
+            if slices[-1].ndim != 2:
+                raise ValueError(f"its pixels have the shape {list(slices[-1].shape)}")
         except Exception as error:  # as above
-            raise InputError(
-                f"{path} cannot be read as DICOM ({type(error).__name__}: {error}). Replace it."
-            ) from error
+            raise dicom.damaged(path, error) from error
     shapes = {grey.shape for grey in slices}
     if len(shapes) > 1:
         raise InputError(f"The slices in {folder} have several sizes: {sorted(shapes)}. Keep one series in a folder.")

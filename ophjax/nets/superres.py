@@ -22,6 +22,7 @@ import numpy as np
 from jax import lax
 
 from ophjax.errors import InputError
+from ophjax.nets import recompute
 from ophjax.nets.conv import conv2d
 from ophjax.transforms.pruning import Site, Unit
 from ophjax.transforms.resizing import resize, torch_matrix
@@ -171,7 +172,7 @@ class AttentionBlocks(nn.Module):
             return (x + y * gate[:, None, None], feature), None
 
         start = (x, None if probe is None else jnp.zeros_like(x))
-        return lax.scan(block, start, p)[0]
+        return lax.scan(recompute.body(block), start, p)[0]
 
     def _apart(self, leaf: jax.Array, axis: int) -> jax.Array:
         """Cuts the axis of all inner channels into one row for each block, in front, padded to the widest."""

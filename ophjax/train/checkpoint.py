@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import warnings
+import zlib
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -25,7 +26,11 @@ class Checkpoints:
 
     A checkpoint is a state (arrays, sharded as they are) and a ``meta`` dictionary (JSON). Saving returns
     at once; a checkpoint that was not finished when the process died is never offered again. With ``read_only``
-    the folder, which may be that of a run still going on, is left as it is.
+    the folder, which may be that of a run still going on, is left as it is. A sum over all bytes of the state lies in
+    the meta (not where a process holds only a part of the state): storage changes bits now and then, and says nothing.
+
+    Raises:
+      InputError: the score of a checkpoint is damaged.
     """
 
     def __init__(self, folder: Path, *, keep: int = 2, read_only: bool = False) -> None:
@@ -33,6 +38,7 @@ class Checkpoints:
         from orbax.checkpoint import checkpoint_managers as policies
 
         _hush()
+        _check_scores(folder)
         # One copy of what is replicated is written whole. By default Orbax cuts each leaf into one slice a device,
         # which for the hundreds of small leaves of these nets takes many times as long as writing them.
         whole = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
@@ -72,7 +78,8 @@ class Checkpoints:
         Raises:
           InputError: the disk is full or the folder cannot be written; earlier checkpoints stay whole.
         """
-        items = self._ocp.args.Composite(state=self._ocp.args.StandardSave(state), meta=self._ocp.args.JsonSave(meta))
+        notes = meta | {"checksum": checksum(state)}
+        items = self._ocp.args.Composite(state=self._ocp.args.StandardSave(state), meta=self._ocp.args.JsonSave(notes))
         try:
             self._manager.save(step, args=items, metrics=None if watch is None else {"watch": watch}, force=True)
         except (OSError, ValueError) as error:
@@ -84,10 +91,13 @@ class Checkpoints:
         Raises:
           InputError: the file is missing or damaged.
         """
+        return {name: value for name, value in self._notes(step).items() if name != "checksum"}
+
+    def _notes(self, step: int) -> dict[str, Any]:
         path = self.folder / str(step) / "meta" / "metadata"
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except Exception as error:  # JSON of any shape
             raise InputError(
                 f"Checkpoint {self.folder / str(step)} cannot be read: {error}. Delete that folder to go on from "
                 "the checkpoint before it."
@@ -105,9 +115,7 @@ class Checkpoints:
             for name in found.keys() & wanted.keys():
                 if found[name].shape != wanted[name].shape:
                     raise ValueError(f"{name} has the shape {found[name].shape}, not {wanted[name].shape}.")
-            return self._manager.restore(
-                step, args=self._ocp.args.Composite(state=self._ocp.args.StandardRestore(like))
-            )["state"]
+            return self._restored(step, like)
         except Exception as error:  # Orbax and TensorStore raise many kinds, all of which mean this.
             raise InputError(
                 f"Checkpoint {self.folder / str(step)} does not fit this method and configuration, or is damaged: "
@@ -124,9 +132,7 @@ class Checkpoints:
         try:
             # Without a target, Orbax restores only to as many devices and processes as there were.
             like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), self._shapes(step))
-            return self._manager.restore(
-                step, args=self._ocp.args.Composite(state=self._ocp.args.StandardRestore(like))
-            )["state"]
+            return self._restored(step, like)
         except Exception as error:  # Orbax and TensorStore raise many kinds, all of which mean this.
             raise self._unreadable(step, error) from error
 
@@ -140,6 +146,18 @@ class Checkpoints:
             return self._shapes(step)
         except Exception as error:
             raise self._unreadable(step, error) from error
+
+    def _restored(self, step: int, like: Any) -> Any:
+        arguments = self._ocp.args.Composite(state=self._ocp.args.StandardRestore(like))
+        state = self._manager.restore(step, args=arguments)["state"]
+        try:
+            noted = self._notes(step).get("checksum")
+        except InputError:  # told by what needs the meta
+            noted = None
+        found = checksum(state)
+        if None not in (noted, found) and noted != found:
+            raise ValueError("Its numbers are not those that were saved.")
+        return state
 
     def _shapes(self, step: int) -> Any:
         return self._ocp.StandardCheckpointHandler().metadata(self.folder.absolute() / str(step) / "state").tree
@@ -173,6 +191,32 @@ class Checkpoints:
             f"A checkpoint could not be written to {self.folder}: {error}. Earlier checkpoints are whole: make room "
             "or mend the folder's permissions, then run the same command with --resume."
         )
+
+
+def checksum(state: Any) -> int | None:
+    """The sum of the CRC-32 of all arrays; None where this process holds only a part of one."""
+    total = 0
+    for leaf in jax.tree.leaves(state):
+        if not (getattr(leaf, "is_fully_addressable", True) or leaf.is_fully_replicated):
+            return None
+        content: Any = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
+        total += zlib.crc32(content)
+    return total % 2**32
+
+
+def _check_scores(folder: Path) -> None:
+    """Orbax reads the scores of all checkpoints at once, and without them offers none."""
+    for path in sorted(folder.glob("*/metrics/metrics")):
+        try:
+            if not isinstance(json.loads(path.read_bytes())["watch"], float):
+                raise ValueError("It is no number.")
+        except FileNotFoundError:  # another process has just removed this checkpoint
+            continue
+        except Exception as error:
+            raise InputError(
+                f"The score of checkpoint {path.parents[1]} cannot be read: {first_line(error)} Delete the folder "
+                f"{path.parent}: only this score is lost, the checkpoint is not."
+            ) from error
 
 
 def _hush() -> None:

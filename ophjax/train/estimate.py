@@ -8,14 +8,22 @@ import jax
 
 from ophjax import trees
 from ophjax.data.sources import Dataset
+from ophjax.nets.recompute import recomputed
 from ophjax.train import loop
 from ophjax.train import mesh as meshes
 from ophjax.train.flops import count_flops
+from ophjax.transforms.stepping import in_slices
 from ophjax.types import Method
 
 
 def estimate(method: Method, data: Dataset, config: loop.Config) -> dict[str, Any]:
     """Compiles every stage's step for the present devices and reads XLA's own account of it.
+
+    Bytes per device are those of the step's program as the loop compiles it (arguments, outputs and temporaries, less
+    what outputs take over from arguments) and of the next batch, which waits beside it. On GPUs and TPUs that is what
+    the step takes of the device's memory. On CPUs convolutions take scratch of their own at run time that is in no
+    account of XLA's: there the process grows by more (BUILD_NOTES, "Memory of a step"). Evaluation, whose program is
+    smaller, and what the host reads ahead are left out.
 
     Returns:
       A JSON object: ``mesh``, ``networks`` (parameters of each), ``state_bytes``, ``shardings`` (leaves that are
@@ -28,6 +36,7 @@ def estimate(method: Method, data: Dataset, config: loop.Config) -> dict[str, An
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(method.init, key, batch)
     shardings = meshes.state_shardings(state, mesh)
+    waiting = trees.nbytes(batch) // mesh.shape["data"]
     split = {
         name: str(where.spec)
         for name, where in trees.named_leaves(shardings).items()
@@ -35,9 +44,11 @@ def estimate(method: Method, data: Dataset, config: loop.Config) -> dict[str, An
     }
     stages: list[dict[str, Any]] = []
     for stage in loop.count_steps(method, data, config).stages:
-        step = loop.compile_step(stage, mesh, shardings).lower(key, state, batch).compile()
+        step = loop.compile_step(stage, mesh, shardings, slices=config.accumulate, remat=config.remat)
+        step = step.lower(key, state, batch).compile()
         cost, memory = step.cost_analysis(), step.memory_analysis()
-        traced = jax.make_jaxpr(stage.step)(key, state, batch)
+        with in_slices((config.accumulate, mesh.shape["data"])), recomputed(config.remat):
+            traced = jax.make_jaxpr(stage.step)(key, state, batch)
         rounds = count_flops(traced) - count_flops(traced, loops=False)
         taken = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
         stages.append(
@@ -45,7 +56,7 @@ def estimate(method: Method, data: Dataset, config: loop.Config) -> dict[str, An
                 "name": stage.name,
                 "steps": stage.steps,
                 "flops_per_step": int(cost.get("flops", 0)) * mesh.size + rounds,
-                "bytes_per_device": int(taken - memory.alias_size_in_bytes),
+                "bytes_per_device": int(taken - memory.alias_size_in_bytes) + waiting,
             }
         )
     return {

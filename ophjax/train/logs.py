@@ -71,14 +71,16 @@ class EventLog:
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """Reads the events of a run; a last line cut short by a killed process is skipped."""
+    """Reads the events of a run; damaged lines, such as a last one cut short by a killed process, are skipped."""
     if not path.exists():
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().split(b"\n"):
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
+            event = json.loads(line)
+        except (ValueError, RecursionError):  # no JSON, no UTF-8, or a hundred thousand brackets
             continue
+        if isinstance(event, dict):
+            yield event
 
 
 class StepLog:

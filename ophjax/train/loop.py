@@ -18,12 +18,14 @@ from ophjax.data import pipeline
 from ophjax.data.sources import Balanced, Dataset, Source
 from ophjax.errors import InputError
 from ophjax.keys import at
+from ophjax.nets.recompute import recomputed
 from ophjax.train import mesh as meshes
 from ophjax.train.checkpoint import Checkpoints, check_networks, take_networks
 from ophjax.train.evaluate import Forward, compile_forward, gather
 from ophjax.train.logs import EventLog, StepLog
 from ophjax.train.preempt import StopRequest
 from ophjax.train.seeds import Abreast, root_of
+from ophjax.transforms.stepping import in_slices
 from ophjax.types import Batch, Key, Logs, Method, Stage, TrainState
 
 
@@ -47,6 +49,13 @@ class Config:
     """Threads that read and decode images."""
     model_parallel: int = 1
     """Devices over which large parameters are split; the others split the batch."""
+    remat: bool = False
+    """Compute what the residual blocks of dual regression hold inside again in the backward pass instead of keeping it:
+    less memory, more work, the same numbers. Other methods have no use for it."""
+    accumulate: int = 1
+    """Slices that a batch is cut into: their gradients are averaged and one step is made, which takes the memory of one
+    slice's activations. What looks across rows (batch norm, contrasts, centroids, losses averaged over weighted rows)
+    sees one slice at a time: only for the other losses this is the step of the whole batch."""
 
     @property
     def all_seeds(self) -> range:
@@ -165,7 +174,7 @@ def run_stage(run: Run, place: Place, state: TrainState, stop: StopRequest) -> t
     batches = open_stream(run, stage)
     if place.stream is not None:
         batches.set_state(place.stream)
-    step = compile_step(stage, run.mesh, run.shardings)
+    step = compile_step(stage, run.mesh, run.shardings, slices=config.accumulate, remat=config.remat)
     lines = StepLog(
         run.log, stage.name, total=stage.steps, before=place.before, done=done, every=config.log_every,
         batch_size=config.batch_size * config.seeds, quiet=not first, kept=run.saved.steps,
@@ -227,11 +236,15 @@ def evaluate(run: Run, stage: Stage, state: TrainState, step: int, lines: StepLo
     return watched if math.isfinite(watched) else None
 
 
-def compile_step(stage: Stage, mesh: Mesh, shardings: Any) -> Any:
-    """Compiles a stage's step. It counts itself, and the old state's memory is given to the new one."""
+def compile_step(stage: Stage, mesh: Mesh, shardings: Any, *, slices: int = 1, remat: bool = False) -> Any:
+    """Compiles a stage's step. It counts itself, and the old state's memory is given to the new one.
+
+    ``slices`` and ``remat`` are ``accumulate`` and ``remat`` of ``Config``.
+    """
 
     def step(key: Key, state: TrainState, batch: Batch) -> tuple[TrainState, Logs]:
-        state, logs = stage.step(at(key, stage.name, state.step), state, batch)
+        with in_slices((slices, mesh.shape["data"])), recomputed(remat):
+            state, logs = stage.step(at(key, stage.name, state.step), state, batch)
         return state.replace(step=state.step + 1), {name: value.astype(jnp.float32) for name, value in logs.items()}
 
     whole = meshes.replicated(mesh)
@@ -274,8 +287,19 @@ def abstract_state(method: Method, data: Dataset, config: Config) -> TrainState:
 
 
 def batch_spec(data: Dataset, config: Config, mesh: Mesh) -> Any:
-    """The shapes and types of a global batch of this data set."""
-    return meshes.spec_of(next(iter(eval_split(data, "val", config, mesh))), config.batch_size)
+    """The shapes and types of a global batch of this data set.
+
+    Raises:
+      InputError: it does not divide over devices and slices.
+    """
+    batch = next(iter(eval_split(data, "val", config, mesh)))
+    ways = mesh.shape["data"]
+    if config.accumulate < 1 or config.batch_size % (ways * config.accumulate):
+        raise InputError(
+            f"--train.accumulate is {config.accumulate}; expected at least 1, and a --train.batch-size (now "
+            f"{config.batch_size}) that is a multiple of it times {ways}, the ways in which devices split a batch."
+        )
+    return meshes.spec_of(batch, config.batch_size)
 
 
 def eval_split(data: Dataset, split: str, config: Config, mesh: Mesh) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,6 +42,30 @@ def start_processes(coordinator: str | None, processes: int | None, process: int
             f"--distributed could not start: {error} Expected a detectable cluster or --coordinator HOST:PORT "
             "--processes N --process I, the coordinator's port reachable from every host."
         ) from error
+
+
+LOST = (
+    "Another process of this run has ended or cannot be reached, and this one cannot go on alone. What was saved is "
+    "whole: see what the other processes say, then start all of them again with --resume."
+)
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether this is how a process learns that another one is gone: its sums over all devices fail."""
+    lost = isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1
+    return lost and "RESOURCE_EXHAUSTED" not in str(error)
+
+
+def wait_no_longer(code: int, *, seconds: float = 20) -> None:
+    """Ends this process with a code when the others do not end as well within so many seconds.
+
+    At its end a process waits five minutes for the others (``jax.distributed``). Those that have met the same error
+    come; one that works on waits in a sum over all devices for this one, and learns of its end only then (``is_lost``).
+    """
+    if jax.distributed.is_initialized():
+        timer = threading.Timer(seconds, os._exit, (code,))
+        timer.daemon = True
+        timer.start()
 
 
 def make_mesh(data: int | None = None, model: int = 1) -> Mesh:

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,7 +46,7 @@ def read_run(folder: Path) -> Run:
             return absent
         try:
             return read(path)
-        except (OSError, ValueError, KeyError, EOFError, csv.Error, zipfile.BadZipFile) as error:
+        except Exception as error:  # damaged files make json, zipfile, zlib and NumPy raise nearly anything
             notes.append(f"{name} could not be read ({type(error).__name__}: {error}).")
             return absent
 
@@ -77,10 +76,10 @@ def latest(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     kept: dict[tuple[Any, ...], dict[str, Any]] = {}
     for number, event in enumerate(events):
         kind, step = event.get("event"), event.get("step")
-        if kind == "resume" and step is not None:
+        if kind == "resume" and is_number(step):
             # What lay beyond the checkpoint was lost with the process that computed it.
             kept = {key: old for key, old in kept.items() if len(key) == 1 or old["step"] <= step}
-        once = kind in ("train", "eval", "stage") and step is not None
+        once = kind in ("train", "eval", "stage") and is_number(step)
         key = (kind, event.get("stage"), event.get("split"), step) if once else (number,)
         kept.pop(key, None)
         kept[key] = event

@@ -72,13 +72,21 @@ def restore(folder: Path, *, which: Literal["newest", "best"] = "newest") -> Res
       InputError: the folder holds no run, no checkpoint yet, or one that this version cannot read.
     """
     about = read_about(folder)
-    module, source = methods.load(about["method"]), datasets.load(about["data"])
+    try:
+        module, source = methods.load(about["method"]), datasets.load(about["data"])
+    except InputError as error:
+        raise InputError(f"{folder} is damaged or of another version. Its config.json: {error}") from error
     parts = about["config"]
     config = fill(module.Config, parts.get("method"), folder)
     data_config = fill(source.Config, parts.get("data"), folder)
-    train = parts.get("train") or {}
-    method = side_by_side(module.make(config), range(train.get("seeds", 1)))
-    example = example_of(about, data_config)
+    try:
+        seeds = range((parts.get("train") or {}).get("seeds", 1))
+        method, example = side_by_side(module.make(config), seeds), example_of(about, data_config)
+    except Exception as error:  # numbers that cannot be, lists of other things than the options' own, shapes
+        raise InputError(
+            f"{folder} is damaged: its config.json cannot be used ({type(error).__name__}: {error}). Mend the file, or "
+            "give another run."
+        ) from error
     with closing(Checkpoints(folder / "checkpoints", read_only=True)) as saved:
         known = saved.steps()
         if not known:
@@ -109,8 +117,8 @@ def read_about(folder: Path) -> dict[str, Any]:
         about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if not isinstance(about["config"]["method"], dict):
             raise ValueError("its entry config.method is no object")
-        return {"data": "", **about, "method": str(about["method"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return {**about, "method": str(about["method"]), "data": str(about.get("data", ""))}
+    except Exception as error:  # JSON of any other shape
         raise InputError(
             f"{folder} is no run: its config.json cannot be read ({error!r}). Give a run's folder."
         ) from error
@@ -133,10 +141,19 @@ def fill(kind: Any, given: Mapping[str, Any] | None, folder: Path) -> Any:
     """Makes a configuration of what config.json says; options that came later have their defaults.
 
     Raises:
-      InputError: an option is not known any more.
+      InputError: an option is not known any more, or is of another kind.
     """
-    names = {field.name for field in dataclasses.fields(kind)}
-    gone = sorted(set(given or {}) - names)
+    given = {} if given is None else given
+    if not isinstance(given, dict):
+        raise InputError(f"{folder} is no run: its config.json has {given!r} for the options. Give a run's folder.")
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    gone = sorted(given.keys() - defaults)
+    wrong = [name for name in given if name not in gone and not _like(given[name], defaults[name])]
+    if wrong:
+        raise InputError(
+            f"{folder} is damaged: its config.json has {str(given[wrong[0]])[:99]!r} for the option {wrong[0]}, whose "
+            f"default is {defaults[wrong[0]]!r}. Mend the file, or restore the run with the version in it."
+        )
     if gone:
         raise InputError(
             f"{folder} was written by another version: {kind.__module__} has no option {', '.join(gone)} any more. "
@@ -146,7 +163,17 @@ def fill(kind: Any, given: Mapping[str, Any] | None, folder: Path) -> Any:
     def plain(value: Any) -> Any:
         return tuple(plain(entry) for entry in value) if isinstance(value, list) else value
 
-    return kind(**{name: plain(value) for name, value in (given or {}).items()})
+    return kind(**{name: plain(value) for name, value in given.items()})
+
+
+def _like(value: Any, default: Any) -> bool:
+    """Whether a value out of JSON may stand where the default does; None is the default of optional numbers."""
+    if isinstance(value, bool) or isinstance(default, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    if value is None or default is None:
+        return default is None and isinstance(value, int | float | None)
+    kinds: Any = {int: int, float: (int, float), str: str, tuple: list}[type(default)]
+    return isinstance(value, kinds)
 
 
 def describe_example(data: Dataset) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def _claim(folder: Path, about: dict[str, Any], *, resume: bool) -> Claim:
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
         differences = compare(before, about)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # JSON of any other shape
         raise InputError(f"{path} cannot be read ({error!r}). Mend it, or give another --name.") from error
     if differences:
         raise InputError(

@@ -14,7 +14,12 @@ import jax.numpy as jnp
 import optax
 
 from ophjax.keys import at
+from ophjax.transforms.recurrence import CARRIED
 from ophjax.types import Batch, Key, Logs, Step, TrainState
+
+in_slices = jax.make_user_context(default_value=(1, 1))
+"""Under ``with in_slices((n, ways))`` every ``descend`` that is traced takes a batch in n slices, each of which has an
+equal part of every one of ``ways`` blocks of rows (the devices' shares: no row moves to another device)."""
 
 
 class Loss(Protocol):
@@ -35,23 +40,61 @@ def descend(loss: Loss, tx: optax.GradientTransformation, *, trains: Sequence[st
     Gradients are taken with respect to those networks only: a frozen network costs no backward pass,
     which a masked optimiser would still pay for. The optimiser state lives in ``state.opt[slot]``.
     The logs gain ``loss`` and ``grad_norm`` (global L2 norm), both checked for NaN by the loop.
+
+    Under ``in_slices`` the slices go through the loss one after the other (``lax.scan``), each with a key of its own
+    and with the ``extra`` that the one before it left, and one update is made of the mean of their gradients. For a
+    loss that is a mean over rows of equal weight this is the whole batch's gradient. Whatever looks across rows (batch
+    statistics, contrasts, moving centroids, a mean over weighted rows) sees a slice.
     """
 
     def step(key: Key, state: TrainState, batch: Batch) -> tuple[TrainState, Logs]:
-        def objective(trained: dict[str, Any]) -> tuple[jax.Array, tuple[dict[str, Any], Logs]]:
-            return loss(key, state.params | trained, state.extra, batch)
+        def found(key: Key, extra: dict[str, Any], batch: Batch) -> tuple[Any, dict[str, Any], Logs]:
+            def objective(trained: dict[str, Any]) -> tuple[jax.Array, tuple[dict[str, Any], Logs]]:
+                return loss(key, state.params | trained, extra, batch)
+
+            (value, (new, logs)), grads = jax.value_and_grad(objective, has_aux=True)(trained)
+            return grads, extra | new, logs | {"loss": value}
+
+        def one(sums: tuple[Any, dict[str, Any]], part: tuple[jax.Array, Batch, Any]) -> tuple[Any, tuple[Logs, Any]]:
+            number, rows, carried = part
+            grads, extra, logs = found(at(key, "slice", number), sums[1] | carried, rows)
+            carried = {name: extra.pop(name) for name in carried}
+            return (jax.tree.map(jnp.add, sums[0], grads), extra), (logs, carried)
 
         trained = {name: state.params[name] for name in trains}
-        (value, (extra, logs)), grads = jax.value_and_grad(objective, has_aux=True)(trained)
+        slices, ways = in_slices.value
+        if slices == 1:
+            grads, extra, logs = found(key, state.extra, batch)
+        else:
+            # Of what is in extra, only what rounds hand on has rows.
+            rows = {CARRIED: state.extra[CARRIED]} if CARRIED in state.extra else {}
+            start = jax.tree.map(jnp.zeros_like, trained), {k: v for k, v in state.extra.items() if k not in rows}
+            batch, carried = jax.tree.map(lambda leaf: cut(leaf, slices, ways), (dict(batch), rows))
+            (grads, extra), (logs, carried) = jax.lax.scan(one, start, (jnp.arange(slices), batch, carried))
+            grads, logs = jax.tree.map(lambda g: g / slices, grads), {name: log.mean(0) for name, log in logs.items()}
+            extra |= jax.tree.map(lambda leaf: join(leaf, ways), carried)
         updates, opt = tx.update(grads, state.opt[slot], trained)
         state = state.replace(
             params=state.params | optax.apply_updates(trained, updates),
             opt=state.opt | {slot: opt},
-            extra=state.extra | extra,
+            extra=extra,
         )
-        return state, logs | {"loss": value, "grad_norm": optax.tree.norm(grads)}
+        return state, logs | {"grad_norm": optax.tree.norm(grads)}
 
     return step
+
+
+def cut(rows: jax.Array, slices: int, ways: int) -> jax.Array:
+    """Cuts [b, ...] into [slices, b / slices, ...]: each slice has an equal part of each of ``ways`` blocks of rows."""
+    blocks = rows.reshape(ways, slices, -1, *rows.shape[1:])
+    return jnp.moveaxis(blocks, 1, 0).reshape(slices, -1, *rows.shape[1:])
+
+
+def join(parts: jax.Array, ways: int) -> jax.Array:
+    """Puts together what ``cut`` cut."""
+    slices = parts.shape[0]
+    blocks = parts.reshape(slices, ways, -1, *parts.shape[2:])
+    return jnp.moveaxis(blocks, 0, 1).reshape(-1, *parts.shape[2:])
 
 
 def begin(tx: optax.GradientTransformation, params: dict[str, Any], trains: Sequence[str]) -> Any:

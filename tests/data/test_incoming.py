@@ -138,7 +138,7 @@ def test_dicom_pictures(tmp_path):
     dicom_file(tmp_path / "short.dcm", values, Rows=400)
     (tmp_path / "text.dcm").write_text("no DICOM")
     for name in ("short", "text"):
-        with pytest.raises(InputError, match="cannot be read as a DICOM picture"):
+        with pytest.raises(InputError, match="cannot be read as DICOM"):
             images.read_whole(tmp_path / f"{name}.dcm")
 
 

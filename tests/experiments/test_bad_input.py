@@ -181,8 +181,10 @@ def test_batch_and_devices(command, tmp_path):
     result = command(*SMOKE, "--runs", tmp_path, "--name", "x", "--train.batch-size", 12)
     assert_refused(result, "batch size is 12", "8 ways", "--train.batch-size")
     result = command(*SMOKE, "--runs", tmp_path, "--name", "x", "--train.model-parallel", 3)
-    # No word of the folder of the command before, which had not begun.
     assert_refused(result, "8 devices", "--train.model-parallel")
+    result = command(*SMOKE, "--runs", tmp_path, "--name", "x", "--train.accumulate", 3)
+    # No word of the folder of the command before, which had not begun.
+    assert_refused(result, "--train.accumulate is 3", "--train.batch-size", "8")
 
 
 def test_folder_of_something_else(command, tmp_path):

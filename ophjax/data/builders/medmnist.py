@@ -5,12 +5,11 @@ Yang et al., "MedMNIST v2", Scientific Data 10:41, 2023. Classes have their numb
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 
 import numpy as np
 
-from ophjax.data import files, official
+from ophjax.data import archives, files, official
 from ophjax.data.builders.xrays import Thumbnails
 from ophjax.data.sources import Dataset
 from ophjax.errors import InputError
@@ -39,11 +38,7 @@ def make(config: Config) -> Dataset:
         raise InputError(f"There is no file {path}. Give the folder of {config.set}.npz, and its --data.set.")
     if not 16 <= config.size <= 4096:
         raise InputError(f"The image size is {config.size}; give a side between 16 and 4096 pixels.")
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            arrays = {key: stored[key] for part in files.PARTS for key in (f"{part}_images", f"{part}_labels")}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} cannot be read as a MedMNIST file ({error}). Download it again.") from error
+    arrays = archives.read_npz(path, [f"{part}_{kind}" for part in files.PARTS for kind in ("images", "labels")])
     parts, most = {}, 0
     for part in files.PARTS:
         pictures, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]

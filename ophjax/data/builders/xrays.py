@@ -6,14 +6,13 @@ Imaging Med. Surg. 4(6), 2014.
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ophjax.data import files, shift
+from ophjax.data import archives, files, shift
 from ophjax.data.builders.shenzhen import NAME
 from ophjax.data.files import Record
 from ophjax.data.shift import Domain
@@ -76,11 +75,7 @@ def _pneumonia(config: Config) -> Domain:
             f"There is no file {config.pneumonia!r}. Give the path of pneumoniamnist.npz with --data.pneumonia."
         )
     labels, parts, names, pictures = [], [], [], []
-    try:
-        with path.open("rb") as file, np.load(file) as stored:
-            arrays = {key: stored[key] for key in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} cannot be read as an npz file ({error}). Download it again.") from error
+    arrays = archives.read_npz(path)
     for part in files.PARTS:
         image, label = (arrays.get(f"{part}_{kind}", np.zeros(0)) for kind in ("images", "labels"))
         fits = image.ndim == 3 and image.dtype == np.uint8 and label.shape == (len(image), 1)
