@@ -1,5 +1,6 @@
 """The peers in PyTorch compute what ours compute: as many parameters, the same outputs, losses and gradients."""
 
+import copy
 import dataclasses
 import importlib.util
 import mmap
@@ -16,8 +17,10 @@ import presets
 from ophjax import data as datasets
 from ophjax import methods, trees
 from ophjax.errors import InputError
+from ophjax.nets.critic import PatchEncoder
 from ophjax.nets.efficientnet import EfficientUNet
 from ophjax.nets.resnet import ResNet
+from ophjax.nets.synthesizer import DomainSynthesizer
 from ophjax.nets.unet import UNet
 from ophjax.nets.ushape import UShape
 from ophjax.train import host
@@ -37,30 +40,28 @@ def leave_the_process(monkeypatch):
 
 @cache
 def example(preset, method):
-    """A configuration fitted to its data, and one training example of each stream."""
+    """A configuration fitted to its data, and the sources of its examples."""
     config, data_config, _ = presets.preset(preset, method)
     data = datasets.load(methods.load(method).DATA).make(data_config)
-    return methods.fit_to(config, data), {name: source[0] for name, source in data.splits.items() if len(source)}
+    return methods.fit_to(config, data), data.splits
 
 
-def batch_of(examples, stream, rows=4):
-    """One example several times, its pictures a little different each time."""
-    drawn = {name: np.stack([value] * rows) for name, value in examples[stream].items()}
-    turn = np.random.default_rng(0).integers(0, 3, drawn["image"].shape).astype(np.uint8)
-    drawn["image"] = np.minimum(drawn["image"], 252) + turn
-    if "label" in drawn:
-        drawn["label"] = np.arange(rows, dtype=np.int32) % 2
-    if "domain" in drawn:
-        drawn["domain"] = np.arange(rows, dtype=np.int32) % 2
-    return drawn | {"index": np.arange(rows, dtype=np.int32), "weight": np.ones(rows, np.float32)}
+def batch_of(sources, stream, rows=6):
+    """The first examples of a stream, labels and domains in turn."""
+    drawn = [sources[stream][i] for i in range(rows)]
+    batch = {name: np.stack([one[name] for one in drawn]) for name in drawn[0]}
+    batch |= {name: np.arange(rows, dtype=np.int32) % 2 for name in ("label", "domain") if name in batch}
+    if "mask" in batch:
+        batch["mask_weight"] = np.ones(rows, np.float32)
+    return batch | {"index": np.arange(rows, dtype=np.int32), "weight": np.ones(rows, np.float32)}
 
 
 def counts(torch, preset, method, changes):
     """Parameters of each network, ours and the peer's; no number is computed on either side."""
     written = peers.load(method)
-    config, examples = example(preset, method)
+    config, sources = example(preset, method)
     config = dataclasses.replace(config, **(written.WITHOUT | changes))
-    batch = batch_of(examples, "train", 2)
+    batch = batch_of(sources, "train", 2)
     spec = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in batch.items()}
     state = jax.eval_shape(methods.load(method).make(config).init, jax.random.key(0), spec)
     with torch.device("meta"):
@@ -105,10 +106,18 @@ def test_baselines_have_as_many_parameters(torch, method, changes):
     assert theirs == ours
 
 
-def shaken(tree):
-    """A tree with every number moved a little, so that no layer begins as nothing."""
+def draw(params, stats):
+    """Parameters of the usual sizes, none of which begins as nothing, and running statistics, for shapes of both."""
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: np.asarray(leaf) + 0.02 * rng.normal(size=leaf.shape).astype(np.float32), tree)
+
+    def leaf(path, shape):
+        name, value = str(path[-1].key), rng.normal(size=shape.shape).astype(np.float32)
+        if name == "scale":
+            return 1 + 0.1 * value
+        return 0.1 * value if len(shape.shape) < 2 else value / np.prod(shape.shape[:-1]).astype(np.float32) ** 0.5
+
+    drawn = jax.tree_util.tree_map_with_path(leaf, params)
+    return drawn, jax.tree.map(lambda leaf: rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32), stats)
 
 
 def outputs(torch, net, peer, size, *, train=True):
@@ -117,9 +126,7 @@ def outputs(torch, net, peer, size, *, train=True):
 
     image = np.random.default_rng(1).normal(size=(2, *size, 3)).astype(np.float32)
     made = jax.eval_shape(lambda x: net.init(jax.random.key(0), x, train=False), image)
-    rng = np.random.default_rng(0)
-    drawn = jax.tree.map(lambda leaf: rng.uniform(-0.3, 0.3, leaf.shape).astype(np.float32), made["params"])
-    stats = jax.tree.map(lambda leaf: rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32), made.get("batch_stats", {}))
+    drawn, stats = draw(made["params"], made.get("batch_stats", {}))
     copy_weights(peer, drawn, stats)
     run = jax.jit(lambda v, x: net.apply(v, x, train=train, mutable=["batch_stats"])[0])
     ours = np.asarray(run({"params": drawn, "batch_stats": stats}, image))
@@ -159,10 +166,11 @@ def test_other_nets_give_our_outputs(torch, net):
     assert_equal(*outputs(torch, *pairs[net], (35, 42), train=net != "efficientnet"))
 
 
-# Settings under which a step draws nothing by chance; M2DAN's reversal begins at 0, where the peer's is at its half.
+# Settings under which a step draws nothing by chance.
 CERTAIN = {
     "seatrans": dict(drop_path=0.0),
     "fccl": {},
+    "m2dan": {},
     "diff": dict(drop_path=0.0),
     "selfcal": dict(drop_path=0.0, shuffle_weight=0.0, train_rounds=1),
     "goals": {},
@@ -171,36 +179,58 @@ CERTAIN = {
 }
 
 
-def test_every_method_but_two_has_a_step_without_chance():
-    assert set(peers.PEERS) - set(CERTAIN) == {"ads", "m2dan"}
+def test_the_adversarys_nets_give_our_outputs(torch):
+    """ADS's step draws by chance throughout: the synthesizer without noise, and the critic's features at every tap."""
+    from peers import ads
+    from peers.weights import copy_weights
+
+    config = dataclasses.replace(example("smoke", "ads")[0], kernel_sizes=(3, 1), style_noise=0)
+    assert set(peers.PEERS) - set(CERTAIN) == {"ads"}
+    image = np.random.default_rng(1).normal(size=(2, 16, 12, 3)).astype(np.float32)
+    seen = torch.from_numpy(image.transpose(0, 3, 1, 2))
+    pairs = (
+        (DomainSynthesizer(config.hidden, (3, 1), 0), ads.Synthesizer(config), (jax.random.key(0),)),
+        (PatchEncoder(ads.TAPS[:6], 4), ads.PatchEncoder(ads.TAPS[:6], 4), ()),
+    )
+    for net, peer, more in pairs:
+        params, _ = draw(jax.eval_shape(net.init, jax.random.key(0), image, *more)["params"], {})
+        copy_weights(peer, params)
+        ours, theirs = net.apply({"params": params}, image, *more), peer(seen)
+        for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            assert_equal(np.asarray(one), np.moveaxis(other.detach().numpy(), 1, -1))
 
 
 @pytest.mark.parametrize(
     "method", [name if name == "fccl" else pytest.param(name, marks=pytest.mark.slow) for name in CERTAIN]
 )
-def test_steps_have_our_losses_and_gradients(torch, method):
+def test_steps_have_our_losses_and_gradients(torch, method, monkeypatch):
     """Every stage that is written, its loss and the norm of its gradient, from the same weights on the same batch."""
     from peers.weights import copy_weights
 
-    written, (config, examples) = peers.load(method), example("smoke", method)
+    written, (config, sources) = peers.load(method), example("smoke", method)
     config = dataclasses.replace(config, **(written.WITHOUT | CERTAIN[method]))
     if method == "dualsr":  # Ours cuts at random, unless there is only one place.
-        config = dataclasses.replace(config, patch=examples["train"]["target"].shape[0])
+        config = dataclasses.replace(config, patch=sources["train"][0]["target"].shape[0])
+    if method == "m2dan":  # Ours begins without.
+        monkeypatch.setattr(written, "STRENGTH", 0.0)
     made = methods.load(method).make(config)
-    state = jax.jit(made.init)(jax.random.key(0), batch_of(examples, "train"))
-    state = state.replace(params=shaken(state.params))
-    peer = written.make(config, {name: value.shape for name, value in batch_of(examples, "train").items()})
+    spec = jax.eval_shape(made.init, jax.random.key(0), batch_of(sources, "train"))
+    state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), spec)
+    params, stats = draw(spec.params, spec.extra.get("batch_stats", {}))
+    state = state.replace(params=params, extra=state.extra | ({"batch_stats": stats} if stats else {}))
+    peer = written.make(config, {name: value.shape for name, value in batch_of(sources, "train").items()})
     for name, net in peer.nets.items():
-        copy_weights(net, state.params[name], state.extra.get("batch_stats", {}).get(name))
-    theirs = timing.Theirs(peer, "eager")
+        copy_weights(net, params[name], stats.get(name))
+    # What is compared is the gradient before it is cut.
+    whole = {name: tuple(move._replace(clip=0.0) for move in moves) for name, moves in peer.stages.items()}
+    theirs = timing.Theirs(peer._replace(stages=whole), "eager")
     compared = 0
     for stage in made.stages:
         if stage.name not in peer.stages:
             continue
-        batch = batch_of(examples, stage.data)
+        batch = batch_of(sources, stage.data)
         _, logs = jax.jit(stage.step)(jax.random.key(0), state, batch)
-        before = {name: net.state_dict() for name, net in peer.nets.items()}
-        before = {name: {key: value.clone() for key, value in held.items()} for name, held in before.items()}
+        before = {name: copy.deepcopy(net.state_dict()) for name, net in peer.nets.items()}
         theirs.enter(stage.name, batch)
         found = sum(float(leaf.grad.square().sum()) for leaf in theirs.moves[0][3] if leaf.grad is not None) ** 0.5
         assert theirs.loss == pytest.approx(float(logs["loss"]), rel=1e-4)
