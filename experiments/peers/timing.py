@@ -22,13 +22,18 @@ MODES = ("eager", "channels-last", "compiled", "compiled-channels-last")
 PAUSE = 0.01
 
 
+def cores() -> int:
+    """Cores that this process may use, all of which XLA takes; fewer by ``taskset``."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Theirs:
     """A peer in one of the modes, whose stages can be stepped one at a time."""
 
     def __init__(self, peer: peers.Peer, mode: str) -> None:
         import torch
 
-        torch.set_num_threads(os.cpu_count() or 1)
+        torch.set_num_threads(cores())
         self.peer, self.compiled, self.last = peer, mode.startswith("compiled"), mode.endswith("channels-last")
         if self.last:
             for net in peer.nets.values():
