@@ -1,7 +1,10 @@
 """Measure a method's steps and its input pipeline: python experiments/bench.py --method seatrans
 
-Prints, for each stage, the compile time, the step time with a batch that lies on the device, the images per second
-the pipeline delivers alone (first epoch, and from the cache), their ratio, and the peak memory of the process.
+Prints, for each stage, the compile time, the step time with a batch that lies on the device, its floating-point
+operations and which share they reach of the speed of a large matrix product on this machine, the images per second the
+pipeline delivers alone (first epoch, and from the cache), their ratio, and the peak memory of the process.
+With --cold compiling is timed too, first without and then with the cache of compiled programs.
+With --peer torch the steps are timed in turns with those of the same networks written in plain PyTorch.
 With --variants the last stage's step and the prediction are timed in turns with those of other variants; with
 --convolutions the library's convolutions are timed in turns with plain lax; with --dfgt DiFF's search for many images
 in one program is timed against Python loops over the images; with --hyper the hypernetwork's own costs are timed.
@@ -13,6 +16,7 @@ import json
 import resource
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +28,8 @@ from ophjax import methods
 from ophjax.data import pipeline
 from ophjax.errors import InputError, unknown
 from ophjax.train import host
+from peers import timing
+from searchcosts import search_rates
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -39,6 +45,11 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--dfgt", type=int, metavar="IMAGES", help="time DiFF's search for so many images instead")
     parser.add_argument("--size", type=int, default=256, help="with --dfgt: side of the images")
     parser.add_argument("--hyper", action="store_true", help="time a hypernetwork: tracing, predicting, training")
+    parser.add_argument("--cold", action="store_true", help="time compiling, without and with the cache of programs")
+    parser.add_argument("--devices", type=int, metavar="N", help="so many virtual CPU devices share the batch")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), help="type of the activations")
+    parser.add_argument("--peer", choices=("torch",), help="time the same networks in PyTorch beside ours")
+    parser.add_argument("--modes", nargs="+", choices=timing.MODES, default=timing.MODES, help="PyTorch's, with --peer")
     parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
     return parser.parse_args(argv)
 
@@ -57,7 +68,7 @@ def pipeline_rate(source: Any, batch_size: int, threads: int, batches: int) -> f
 class Bench:
     """A method or a variant of it, started, whose stages can be stepped one at a time."""
 
-    def __init__(self, options: argparse.Namespace, variant: str = "") -> None:
+    def __init__(self, options: argparse.Namespace, variant: str = "", changes: dict[str, Any] | None = None) -> None:
         import jax
 
         from ophjax.train import loop, mesh
@@ -67,12 +78,17 @@ class Bench:
             raise unknown("variant", variant, tuple(module.VARIANTS))
         config, data_config, self.train = presets.preset(options.preset, options.method)
         self.data = datasets.load(module.DATA).make(data_config)
-        changes = module.VARIANTS[variant][0] if variant else {}
-        self.method = module.make(dataclasses.replace(methods.fit_to(config, self.data), **changes))
+        changes = (changes or {}) | (module.VARIANTS[variant][0] if variant else {})
+        if options.precision:
+            if not hasattr(config, "dtype"):
+                raise InputError(f"--method {options.method} has no choice of precision. Leave --precision out.")
+            changes["dtype"] = options.precision
+        self.config = dataclasses.replace(methods.fit_to(config, self.data), **changes)
+        self.method = module.make(self.config)
         self.mesh = mesh.make_mesh(model=self.train.model_parallel)
-        spec = loop.batch_spec(self.data, self.train, self.mesh)
-        self.shardings = mesh.state_shardings(jax.eval_shape(self.method.init, jax.random.key(0), spec), self.mesh)
-        init = loop.compile_init(self.method, spec, self.shardings)
+        self.spec = loop.batch_spec(self.data, self.train, self.mesh)
+        self.shardings = mesh.state_shardings(jax.eval_shape(self.method.init, jax.random.key(0), self.spec), self.mesh)
+        init = loop.compile_init(self.method, self.spec, self.shardings)
         start = time.perf_counter()
         self.state = jax.block_until_ready(init(jax.random.key(self.train.seed)))
         self.init_s = time.perf_counter() - start
@@ -80,13 +96,44 @@ class Bench:
 
     def enter(self, stage: Any) -> float:
         """Goes to a stage: places a batch, compiles and runs its first step; returns the seconds of that step."""
+        import jax
+
         from ophjax.train import loop, mesh
+        from ophjax.train.flops import count_flops
 
         stream = pipeline.train_batches(self.data.splits[stage.data], batch_size=self.train.batch_size, seed=0)
         self.batch = mesh.place(next(stream), self.mesh)
         stream.close()
-        self.step = loop.compile_step(stage, self.mesh, self.shardings)
-        return self.run()
+        start = time.perf_counter()
+        traced = loop.compile_step(stage, self.mesh, self.shardings).trace(jax.random.key(0), self.state, self.batch)
+        self.step = traced.lower().compile()
+        compiled = time.perf_counter() - start
+        # XLA counts the body of a loop once; its further rounds are added from the traced program.
+        rounds = count_flops(traced.jaxpr) - count_flops(traced.jaxpr, loops=False)
+        self.flops = int((self.step.cost_analysis() or {}).get("flops", 0)) * self.mesh.size + rounds
+        return compiled + self.run()
+
+    def compile(self, stage: Any) -> tuple[float, float]:
+        """Seconds of tracing and compiling a stage's step with an empty cache of programs, and of doing so again."""
+        import jax
+        from jax.experimental.compilation_cache import compilation_cache
+
+        from ophjax.train import loop
+
+        kept, taken = jax.config.jax_compilation_cache_dir, []
+        with tempfile.TemporaryDirectory() as folder:
+            jax.config.update("jax_compilation_cache_dir", folder)
+            for _ in range(2):
+                jax.clear_caches()
+                compilation_cache.reset_cache()
+                start = time.perf_counter()
+                loop.compile_step(stage, self.mesh, self.shardings).lower(
+                    jax.random.key(0), self.state, self.batch
+                ).compile()
+                taken.append(time.perf_counter() - start)
+        jax.config.update("jax_compilation_cache_dir", kept)
+        compilation_cache.reset_cache()
+        return taken[0], taken[1]
 
     def run(self) -> float:
         """Seconds of one step."""
@@ -110,7 +157,7 @@ def measure(options: argparse.Namespace) -> dict:
     import jax
 
     bench = Bench(options)
-    train, found = bench.train, {"init_s": bench.init_s, "stages": []}
+    train, found = bench.train, {"init_s": bench.init_s, "matrix_product_gflops": product_speed() / 1e9, "stages": []}
     for stage in bench.method.stages:
         source = bench.data.splits[stage.data]
         epoch = -(-len(source) // train.batch_size)
@@ -118,12 +165,17 @@ def measure(options: argparse.Namespace) -> dict:
         cached = pipeline_rate(source, train.batch_size, train.threads, 4 * epoch)
         compiled = bench.enter(stage)
         taken = statistics.median(bench.run() for _ in range(options.steps))
+        cold, warm = bench.compile(stage) if options.cold else (None, None)
         found["stages"].append(
             {
                 "name": stage.name,
                 "first_step_s": compiled,
+                "compile_cold_s": cold,
+                "compile_cached_s": warm,
                 "step_ms": 1000 * taken,
                 "step_images_per_s": train.batch_size / taken,
+                "gflop_per_step": bench.flops / 1e9,
+                "share_of_matrix_product": bench.flops / taken / 1e9 / found["matrix_product_gflops"],
                 "pipeline_first_epoch_images_per_s": drawn,
                 "pipeline_images_per_s": cached,
                 "pipeline_over_step": cached / (train.batch_size / taken),
@@ -137,7 +189,22 @@ def measure(options: argparse.Namespace) -> dict:
         bench.infer(), other.infer()  # compiles
         found["prediction_over_variant"][variant] = in_turns(bench.infer, other.infer, options.steps)
     found["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"method": options.method, "preset": options.preset, "platform": jax.devices()[0].platform} | found
+    about = {"method": options.method, "preset": options.preset, "platform": jax.devices()[0].platform}
+    return about | {"devices": jax.device_count()} | found
+
+
+def product_speed(size: int = 2048, times: int = 5) -> float:
+    """Floating-point operations a second of the product of two large float32 matrices, at its fastest."""
+    import jax
+    import jax.numpy as jnp
+
+    product, x = jax.jit(jnp.matmul), jax.random.normal(jax.random.key(0), (size, size))
+    taken = []
+    for _ in range(times + 1):
+        start = time.perf_counter()
+        jax.block_until_ready(product(x, x))
+        taken.append(time.perf_counter() - start)
+    return 2 * size**3 / min(taken[1:])
 
 
 def in_turns(ours: Callable[[], float], theirs: Callable[[], float], times: int) -> float:
@@ -214,79 +281,14 @@ def convolutions(times: int) -> dict[str, float]:
     return found
 
 
-def search_rates(images: int, size: int, preset: str, times: int) -> dict[str, float]:
-    """Times DF-GT for images with 7 raters: all in one vmapped program, and by Python loops over the images.
-
-    The loops run what is compiled for one image: its whole search, or a single step of it, as the released code calls
-    it. They go over ``times`` images and are scaled up to all.
-
-    Returns:
-      Seconds for all images: ``together``, ``loop_of_searches``, ``loop_of_steps``, without the compiling, and with
-      ``_cpu`` the host's CPU time, which is the fairer number on a busy machine.
-    """
-    import jax
-    import jax.numpy as jnp
-    import optax
-
-    from ophjax.nets.expertness import make_maps
-    from ophjax.nets.resnet import ResNet
-    from ophjax.transforms.expertise import expertness, fuse
-    from ophjax.transforms.searching import search
-
-    config, _, _ = presets.preset(preset, "diff")
-    net = ResNet(1, config.diagnosis_depth, config.diagnosis_width, "small")
-    maps, tx = make_maps("expg", 7, hidden=config.hidden), optax.adam(config.search_lr)
-    keys = jax.random.split(jax.random.key(0), images)
-    image = jax.random.uniform(jax.random.key(1), (images, size, size, 3))
-    encoded = jax.random.randint(jax.random.key(2), (images, 7, size, size, 1), 0, 3) / 2
-    theta = jax.jit(lambda seen: net.init(jax.random.key(3), seen, train=False))(jnp.zeros((1, size, size, 4)))
-    start = jax.jit(jax.vmap(lambda key: maps.init(key, size, size)["params"]))(keys)
-
-    def objective(own: Any, image: Any, encoded: Any) -> Any:
-        raw: Any = maps.apply({"params": own}, size, size)
-        seen = jnp.concatenate([image, fuse(expertness(raw, jnp.ones(7)), encoded)], -1)
-        logits: Any = net.apply(theta, seen[None], train=False)
-        return -logits[0, 0]
-
-    def whole(own: Any, image: Any, encoded: Any) -> Any:
-        return search(lambda own: objective(own, image, encoded), tx, own, steps=config.search_steps)[0]
-
-    def once(own: Any, state: Any, image: Any, encoded: Any) -> Any:
-        updates, state = tx.update(jax.grad(objective)(own, image, encoded), state, own)
-        return optax.apply_updates(own, updates), state
-
-    all_at_once, alone, step = jax.jit(jax.vmap(whole)), jax.jit(whole), jax.jit(once)
-    chosen = [jax.tree.map(lambda leaf, i=i: leaf[i], (start, image, encoded)) for i in range(min(times, images))]
-
-    def loop_of_steps() -> None:
-        for own, picture, masks in chosen:
-            state = tx.init(own)
-            for _ in range(config.search_steps):
-                own, state = step(own, state, picture, masks)
-            jax.block_until_ready(own)
-
-    def loop_of_searches() -> None:
-        for one in chosen:
-            jax.block_until_ready(alone(*one))
-
-    found = {}
-    for name, run, scale in (
-        ("together", lambda: jax.block_until_ready(all_at_once(start, image, encoded)), 1.0),
-        ("loop_of_searches", loop_of_searches, images / len(chosen)),
-        ("loop_of_steps", loop_of_steps, images / len(chosen)),
-    ):
-        run()
-        begun = time.perf_counter(), time.process_time()
-        run()
-        found[name] = scale * (time.perf_counter() - begun[0])
-        found[f"{name}_cpu"] = scale * (time.process_time() - begun[1])
-    return found
-
-
 def main() -> int:
     """Prints the measurements."""
     options = arguments(sys.argv[1:])
     found: dict
+    if options.devices:
+        import jax
+
+        jax.config.update("jax_num_cpu_devices", options.devices)
     host.cache_programs()
     host.keep_memory()
     if options.dfgt:
@@ -304,11 +306,11 @@ def main() -> int:
         found = convolutions(options.steps)
     else:
         try:
-            found = measure(options)
+            found = timing.against_torch(options, Bench) if options.peer else measure(options)
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-        describe(found)
+        (timing.describe if options.peer else describe)(found)
     if options.json:
         print(json.dumps(found))
     return 0
@@ -316,14 +318,23 @@ def main() -> int:
 
 def describe(found: dict) -> None:
     """Prints what was measured of a method."""
-    print(f"{found['method']}, preset {found['preset']}, on {found['platform']}: init {found['init_s']:.1f} s")
+    print(
+        f"{found['method']}, preset {found['preset']}, on {found['devices']} x {found['platform']}: init "
+        f"{found['init_s']:.1f} s; a large matrix product reaches {found['matrix_product_gflops']:.0f} GFLOP/s"
+    )
     for stage in found["stages"]:
         print(
             f"  {stage['name']:12} first step {stage['first_step_s']:.1f} s, then {stage['step_ms']:.1f} ms "
             f"({stage['step_images_per_s']:.0f} images/s); pipeline {stage['pipeline_first_epoch_images_per_s']:.0f} "
             f"images/s in the first epoch, {stage['pipeline_images_per_s']:.0f} after it: "
-            f"{stage['pipeline_over_step']:.1f} times what the step takes"
+            f"{stage['pipeline_over_step']:.1f} times what the step takes; {stage['gflop_per_step']:.2f} GFLOP a step, "
+            f"{stage['share_of_matrix_product']:.0%} of the matrix product's speed"
         )
+        if stage["compile_cold_s"]:
+            print(
+                f"  {'':12} traced and compiled in {stage['compile_cold_s']:.1f} s, from the cache of programs in "
+                f"{stage['compile_cached_s']:.1f} s"
+            )
     for variant, ratio in found["step_over_variant"].items():
         predicts = found["prediction_over_variant"][variant]
         print(f"  its last stage's step takes {ratio:.2f} times that of {variant}, its prediction {predicts:.2f} times")

@@ -1,0 +1,128 @@
+"""Memory of a method's steps in a process of its own: python experiments/peers/memory.py SETTINGS (ours | MODE)
+
+Linux keeps each process's greatest resident memory and sets it back when asked, so that the steps can be told apart
+from the compiling before them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+STEPS = 3
+
+
+def of_each(settings: tuple[Any, ...], names: list[str]) -> dict[str, dict[str, Any]]:
+    """Starts a process for each of ours and the modes, and reads what it measured.
+
+    Args:
+      settings: method, its configuration as a dictionary, shapes of a batch, a batch of each stage.
+      names: ``ours`` or modes.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    here = Path(__file__).resolve()
+    path = [str(here.parents[2]), str(here.parents[1]), os.environ.get("PYTHONPATH", "")]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "settings.pickle"
+        file.write_bytes(pickle.dumps(settings))
+        for name in names:
+            done = subprocess.run(
+                [sys.executable, here, file, name], capture_output=True, text=True, check=False,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
+            )  # fmt: skip
+            lines = (done.stderr if done.returncode else done.stdout).strip().splitlines() or ["no output"]
+            found[name] = {"error": lines[-1][:200]} if done.returncode else json.loads(lines[-1])
+    return found
+
+
+def resident(entry: str) -> float:
+    """MiB of this process: ``VmRSS`` now, ``VmHWM`` at most since the last ``forget``."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{entry}:"):
+            return int(line.split()[1]) / 1024
+    raise OSError(f"/proc/self/status has no {entry}")
+
+
+def forget() -> None:
+    """Sets the greatest resident memory to the present one."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def ours(method: str, config: dict[str, Any], batches: dict[str, Any]) -> Any:
+    """Yields a function that makes one step, for each stage, after its first step."""
+    import jax
+
+    from ophjax import methods
+    from ophjax.train import loop, mesh
+
+    module = methods.load(method)
+    made = module.make(module.Config(**config))
+    devices = mesh.make_mesh(model=1)
+    first = next(iter(batches.values()))
+    spec = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in first.items()}
+    shardings = mesh.state_shardings(jax.eval_shape(made.init, jax.random.key(0), spec), devices)
+    state = loop.compile_init(made, spec, shardings)(jax.random.key(0))
+    for stage in made.stages:
+        if stage.name in batches:
+            step, batch = loop.compile_step(stage, devices, shardings), mesh.place(batches[stage.name], devices)
+
+            def run(step: Any = step, batch: Any = batch) -> None:
+                nonlocal state
+                state, _ = jax.block_until_ready(step(jax.random.key(0), state, batch))
+
+            run()
+            yield run
+
+
+def theirs(mode: str, method: str, config: dict[str, Any], shapes: Any, batches: dict[str, Any]) -> Any:
+    """Likewise for a peer; the configuration needs no JAX."""
+    import peers
+    from peers.timing import Theirs
+
+    made = Theirs(peers.load(method).make(SimpleNamespace(**config), shapes), mode)
+    for name, batch in batches.items():
+        made.enter(name, batch)
+        yield made.run
+
+
+def main() -> None:
+    """Measures one of them and prints it as JSON."""
+    file, name = sys.argv[1:]
+    # The one is started by this very program's caller, from whom the file comes.
+    method, config, shapes, batches = pickle.loads(Path(file).read_bytes())
+    if name == "ours":
+        import jax
+
+        from ophjax import methods
+        from ophjax.train import host, loop  # noqa: F401
+
+        host.cache_programs()
+        host.keep_memory()
+        methods.load(method)
+        jax.devices()
+    else:
+        import torch  # noqa: F401
+
+        import peers
+
+        peers.load(method)
+    held = {"imports_mib": resident("VmRSS"), "steps_mib": 0.0, "peak_mib": 0.0}
+    for run in ours(method, config, batches) if name == "ours" else theirs(name, method, config, shapes, batches):
+        held["peak_mib"] = max(held["peak_mib"], resident("VmHWM"))
+        forget()
+        for _ in range(STEPS):
+            run()
+        held["steps_mib"] = max(held["steps_mib"], resident("VmHWM"))
+    held["peak_mib"] = max(held["peak_mib"], held["steps_mib"])
+    print(json.dumps(held))
+
+
+if __name__ == "__main__":
+    main()

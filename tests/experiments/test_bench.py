@@ -1,0 +1,43 @@
+"""bench.py measures a method's stages: compiling, steps, operations, pipeline."""
+
+import json
+import sys
+
+import jax
+import pytest
+
+import bench
+from ophjax.train import host
+
+
+@pytest.fixture
+def measured(monkeypatch, capsys):
+    """Runs bench.py in this process: its exit code, what it printed and what it complained of."""
+    monkeypatch.setattr(host, "cache_programs", lambda: None)
+    monkeypatch.setattr(host, "keep_memory", lambda: None)
+    monkeypatch.setattr(bench, "product_speed", lambda: 1e10)
+
+    def call(*argv):
+        monkeypatch.setattr(sys, "argv", ["bench.py", *argv])
+        return bench.main(), *capsys.readouterr()
+
+    return call
+
+
+def test_a_stage_is_measured(measured):
+    cache = jax.config.jax_compilation_cache_dir
+    code, out, _ = measured("--method", "fccl", "--preset", "smoke", "--steps", "2", "--cold", "--json")
+    found = json.loads(out.splitlines()[-1])
+    (stage,) = found["stages"]
+    assert code == 0 and found["devices"] == jax.device_count() and stage["name"] == "classifier"
+    # Three convolutions, forward and back, cost more than a matrix product of the batch, and all is timed.
+    assert stage["gflop_per_step"] > 1e-3
+    assert stage["share_of_matrix_product"] == pytest.approx(stage["gflop_per_step"] / stage["step_ms"] * 100, rel=1e-3)
+    assert 0 < stage["compile_cached_s"] < stage["compile_cold_s"]
+    assert jax.config.jax_compilation_cache_dir == cache
+    assert "GFLOP a step" in out and "from the cache of programs" in out
+
+
+def test_a_method_without_a_choice_of_precision_says_so(measured):
+    code, _, complaint = measured("--method", "hyperinit", "--preset", "smoke", "--precision", "bfloat16")
+    assert code == 2 and "hyperinit" in complaint and "--precision" in complaint
