@@ -24,7 +24,7 @@ from ophjax.data.sources import Cached, Dataset, Example, Source, Subset
 from ophjax.errors import InputError
 
 # Changes to Config for two CPU cores, and for tests.
-DEMO: dict[str, Any] = dict(size=96, width=32, val=40)
+DEMO: dict[str, Any] = dict(size=96, width=64, val=40)
 SMOKE: dict[str, Any] = dict(size=32, width=48, masks=16, val=16, test=16)
 
 REGIONS = ("rnfl", "gcipl", "choroid")

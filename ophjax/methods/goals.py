@@ -50,7 +50,7 @@ DATA = "bscans"
 # Changes to Config: nets for two CPU cores, and for tests that learn nothing.
 DEMO: dict[str, Any] = dict(
     segmenter="unet", segmenter_width=8, dice_weight=1.0, segmenter_lr=3e-3, segmenter_steps=200, classifier_depth=18,
-    classifier_width=16, hidden=64, lr=1e-3, steps=400, schedule="cosine",
+    classifier_width=16, hidden=64, lr=1e-3, steps=600, schedule="cosine",
 )  # fmt: skip
 SMOKE: dict[str, Any] = dict(
     segmenter_width=2, levels=2, segmenter_lr=1e-3, segmenter_steps=4, classifier_depth=10, classifier_width=4,
@@ -58,7 +58,7 @@ SMOKE: dict[str, Any] = dict(
 )  # fmt: skip
 
 # Changes to the loop's configuration.
-TRAIN: dict[str, dict[str, Any]] = {"paper": dict(batch_size=8), "demo": dict(batch_size=8, eval_every=400)}
+TRAIN: dict[str, dict[str, Any]] = {"paper": dict(batch_size=8), "demo": dict(batch_size=8, eval_every=600)}
 
 # What a comparison runs beside the method itself: changes to Config, and the networks taken over from its run.
 VARIANTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
