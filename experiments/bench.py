@@ -4,6 +4,7 @@ Prints, for each stage, the compile time, the step time with a batch that lies o
 operations and which share they reach of the speed of a large matrix product on this machine, the images per second the
 pipeline delivers alone (first epoch, and from the cache), their ratio, and the peak memory of the process.
 With --cold compiling is timed too, first without and then with the cache of compiled programs.
+With --seeds the steps of so many seeds in one program are timed in turns with those of one.
 With --peer torch the steps are timed in turns with those of the same networks written in plain PyTorch.
 With --variants the last stage's step and the prediction are timed in turns with those of other variants; with
 --convolutions the library's convolutions are timed in turns with plain lax; with --dfgt DiFF's search for many images
@@ -22,6 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 import presets
+import seedcosts
 from hypercosts import hypernetwork
 from ophjax import data as datasets
 from ophjax import methods
@@ -48,6 +50,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--cold", action="store_true", help="time compiling, without and with the cache of programs")
     parser.add_argument("--devices", type=int, metavar="N", help="so many virtual CPU devices share the batch")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), help="type of the activations")
+    parser.add_argument("--seeds", type=int, metavar="N", help="time so many seeds in one program against runs of one")
     parser.add_argument("--peer", choices=("torch",), help="time the same networks in PyTorch beside ours")
     parser.add_argument("--modes", nargs="+", choices=timing.MODES, default=timing.MODES, help="PyTorch's, with --peer")
     parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
@@ -68,10 +71,13 @@ def pipeline_rate(source: Any, batch_size: int, threads: int, batches: int) -> f
 class Bench:
     """A method or a variant of it, started, whose stages can be stepped one at a time."""
 
-    def __init__(self, options: argparse.Namespace, variant: str = "", changes: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, options: argparse.Namespace, variant: str = "", changes: dict[str, Any] | None = None, seeds: int = 1
+    ) -> None:
         import jax
 
         from ophjax.train import loop, mesh
+        from ophjax.train.seeds import side_by_side
 
         module = methods.load(options.method)
         if variant and variant not in module.VARIANTS:
@@ -84,7 +90,8 @@ class Bench:
                 raise InputError(f"--method {options.method} has no choice of precision. Leave --precision out.")
             changes["dtype"] = options.precision
         self.config = dataclasses.replace(methods.fit_to(config, self.data), **changes)
-        self.method = module.make(self.config)
+        self.train = dataclasses.replace(self.train, seeds=seeds)
+        self.method = side_by_side(module.make(self.config), self.train.all_seeds)
         self.mesh = mesh.make_mesh(model=self.train.model_parallel)
         self.spec = loop.batch_spec(self.data, self.train, self.mesh)
         self.shardings = mesh.state_shardings(jax.eval_shape(self.method.init, jax.random.key(0), self.spec), self.mesh)
@@ -100,9 +107,11 @@ class Bench:
 
         from ophjax.train import loop, mesh
         from ophjax.train.flops import count_flops
+        from ophjax.train.seeds import Abreast
 
         stream = pipeline.train_batches(self.data.splits[stage.data], batch_size=self.train.batch_size, seed=0)
-        self.batch = mesh.place(next(stream), self.mesh)
+        seeds = self.train.seeds
+        self.batch = mesh.place(next(stream if seeds == 1 else Abreast([stream] * seeds)), self.mesh)
         stream.close()
         start = time.perf_counter()
         traced = loop.compile_step(stage, self.mesh, self.shardings).trace(jax.random.key(0), self.state, self.batch)
@@ -306,11 +315,15 @@ def main() -> int:
         found = convolutions(options.steps)
     else:
         try:
-            found = timing.against_torch(options, Bench) if options.peer else measure(options)
+            if options.peer:
+                timing.describe(found := timing.against_torch(options, Bench))
+            elif options.seeds:
+                seedcosts.describe(found := seedcosts.against_separate(options, Bench))
+            else:
+                describe(found := measure(options))
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-        (timing.describe if options.peer else describe)(found)
     if options.json:
         print(json.dumps(found))
     return 0

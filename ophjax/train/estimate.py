@@ -12,6 +12,7 @@ from ophjax.nets.recompute import recomputed
 from ophjax.train import loop
 from ophjax.train import mesh as meshes
 from ophjax.train.flops import count_flops
+from ophjax.train.seeds import abreast
 from ophjax.transforms.stepping import in_slices
 from ophjax.types import Method
 
@@ -36,6 +37,7 @@ def estimate(method: Method, data: Dataset, config: loop.Config) -> dict[str, An
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(method.init, key, batch)
     shardings = meshes.state_shardings(state, mesh)
+    image, batch = list(batch["image"].shape[1:]), abreast(batch, config.seeds)
     waiting = trees.nbytes(batch) // mesh.shape["data"]
     split = {
         name: str(where.spec)
@@ -64,7 +66,7 @@ def estimate(method: Method, data: Dataset, config: loop.Config) -> dict[str, An
         "platform": mesh.devices.flat[0].platform,
         "mesh": dict(mesh.shape),
         "batch_size": config.batch_size,
-        "image": list(batch["image"].shape[1:]),
+        "image": image,
         "networks": {name: trees.count(tree) for name, tree in state.params.items()},
         "state_bytes": trees.nbytes(state),
         "shardings": split,

@@ -90,6 +90,15 @@ def member(state: TrainState, number: int) -> TrainState:
     )
 
 
+def abreast(batch: Any, seeds: int) -> Any:
+    """The shapes and types of a batch of training for so many seeds, from those of one."""
+    if seeds == 1:
+        return batch
+    return {
+        name: jax.ShapeDtypeStruct((spec.shape[0], seeds, *spec.shape[1:]), spec.dtype) for name, spec in batch.items()
+    }
+
+
 class Abreast:
     """Streams of batches side by side: the k-th batches of all are stacked on a second axis, ``[b, s, ...]``.
 

@@ -38,6 +38,18 @@ def test_a_stage_is_measured(measured):
     assert "GFLOP a step" in out and "from the cache of programs" in out
 
 
+def test_seeds_together_are_timed_against_separate_ones(measured):
+    code, out, _ = measured("--method", "fccl", "--preset", "smoke", "--steps", "2", "--seeds", "2", "--json")
+    found = json.loads(out.splitlines()[-1])
+    (stage,) = found["stages"]
+    ratio = 2 * stage["step_ms"] / stage["step_together_ms"]
+    assert code == 0 and stage["seeds_times_step_over_together"] == pytest.approx(ratio)
+    separate = 2 * (stage["compile_s"] + stage["steps"] * stage["step_ms"] / 1000)
+    together = stage["compile_together_s"] + stage["steps"] * stage["step_together_ms"] / 1000
+    assert found["separate_over_together"] == pytest.approx(separate / together)
+    assert "2 separate runs take" in out
+
+
 def test_a_method_without_a_choice_of_precision_says_so(measured):
     code, _, complaint = measured("--method", "hyperinit", "--preset", "smoke", "--precision", "bfloat16")
     assert code == 2 and "hyperinit" in complaint and "--precision" in complaint
