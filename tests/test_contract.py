@@ -59,7 +59,7 @@ class Programs:
             self.made[place] = self.compile["compile_init"](method, batch, None)
         return lambda key: jax.device_put(self.made[place](key), shardings)
 
-    def compile_step(self, stage, where, shardings):
+    def compile_step(self, stage, where, shardings, **options):
         place = (stage.step, where)
 
         def step(key, state, batch):
@@ -67,7 +67,7 @@ class Programs:
             return stage.step(key, state, batch)
 
         if place not in self.made:
-            self.made[place] = self.compile["compile_step"](stage._replace(step=step), where, shardings)
+            self.made[place] = self.compile["compile_step"](stage._replace(step=step), where, shardings, **options)
         return self.made[place]
 
     def compile_forward(self, method, where, shardings):
