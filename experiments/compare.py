@@ -16,8 +16,9 @@ import run
 from ophjax import data as datasets
 from ophjax import methods
 from ophjax.data import DATASETS
-from ophjax.errors import InputError
+from ophjax.errors import InputError, as_command
 from ophjax.train.logs import read_events
+from ophjax.train.runfolder import write_whole
 from tables import draw, table
 
 
@@ -82,35 +83,35 @@ def one_run(options: argparse.Namespace, variant: str, seed: int, rest: list[str
     return list(tested["seeds"].values()) if options.together else [tested["scores"]]
 
 
-def main() -> int:
-    """Runs the comparison and prints its table."""
-    options, rest = arguments(sys.argv[1:])
-    try:
-        options.data = options.data or methods.load(options.method).DATA
-        chosen = (options.method, *methods.load(options.method).VARIANTS)
-        wanted = [name for name in chosen if not options.variants or name in {options.method, *options.variants}]
-        unknown = set(options.variants or []) - set(chosen)
-        if unknown or options.seeds < 1 + options.together:
-            raise InputError(
-                f"--variants {sorted(unknown)} --seeds {options.seeds}: expected variants out of {', '.join(chosen)} "
-                "and at least one seed, or two --together."
-            )
-        scores: dict[str, list[dict[str, float]]] = {variant: [] for variant in wanted}
-        # Seed by seed, so that a comparison that is stopped has whole ones, and drawn pictures serve all variants.
-        for seed in range(options.first_seed, options.first_seed + (1 if options.together else options.seeds)):
-            for variant in wanted:
-                scores[variant].extend(one_run(options, variant, seed, rest))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    text = table(scores, methods.load(options.method).SCORES)
+def compare(argv: list[str]) -> str:
+    """Runs the comparison; returns its table and where it lies."""
+    options, rest = arguments(argv)
+    options.data = options.data or methods.load(options.method).DATA
+    chosen = (options.method, *methods.load(options.method).VARIANTS)
+    wanted = [name for name in chosen if not options.variants or name in {options.method, *options.variants}]
+    unknown = set(options.variants or []) - set(chosen)
+    if unknown or options.seeds < 1 + options.together:
+        raise InputError(
+            f"--variants {sorted(unknown)} --seeds {options.seeds}: expected variants out of {', '.join(chosen)} "
+            "and at least one seed, or two --together."
+        )
+    scores: dict[str, list[dict[str, float]]] = {variant: [] for variant in wanted}
+    # Seed by seed, so that a comparison that is stopped has whole ones, and drawn pictures serve all variants.
+    for seed in range(options.first_seed, options.first_seed + (1 if options.together else options.seeds)):
+        for variant in wanted:
+            scores[variant].extend(one_run(options, variant, seed, rest))
+    columns = methods.load(options.method).SCORES
     stem = options.runs / f"{options.method}-{options.data}-{options.preset}"
-    stem.with_suffix(".json").write_text(json.dumps(scores, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(text + "\n")
-    draw(scores, methods.load(options.method).SCORES, stem.with_suffix(".png"))
-    print(text)
-    print(f"Table, scores and figure: {stem}.md, .json, .png")
-    return 0
+    text = table(scores, columns)
+    write_whole(stem.with_suffix(".json"), (json.dumps(scores, indent=1) + "\n").encode())
+    write_whole(stem.with_suffix(".md"), (text + "\n").encode())
+    draw(scores, columns, stem.with_suffix(".png"))
+    return f"{text}\nTable, scores and figure: {stem}.md, .json, .png"
+
+
+def main() -> int:
+    """Runs the command; what the user can mend is one paragraph and exit code 2."""
+    return as_command(compare)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import numpy as np
 
 from ophjax import methods
 from ophjax.data import files, images
-from ophjax.errors import InputError
+from ophjax.errors import InputError, as_command
 from ophjax.train import host
 from ophjax.train.restore import Restored, read_single, restore
 from ophjax.train.tiles import upscale
@@ -114,12 +114,7 @@ def run(argv: list[str]) -> dict[str, tuple[float, float]]:
 def main() -> int:
     """Runs the command; what the user can mend is one paragraph and exit code 2."""
     host.cache_programs()
-    try:
-        run(sys.argv[1:])
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return as_command(run)
 
 
 if __name__ == "__main__":

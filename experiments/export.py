@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ophjax.errors import InputError
+from ophjax.errors import as_command
 from ophjax.train import host
 
 
@@ -41,12 +41,7 @@ def run(argv: list[str]) -> str:
 def main() -> int:
     """Runs the command; what the user can mend is one paragraph and exit code 2."""
     host.cache_programs()
-    try:
-        print(run(sys.argv[1:]))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return as_command(run)
 
 
 if __name__ == "__main__":

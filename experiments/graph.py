@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ophjax.errors import InputError, unknown
+from ophjax.errors import InputError, as_command, unknown
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -148,12 +148,7 @@ def run(argv: list[str]) -> None:
 
 def main() -> int:
     """Runs the command; what the user can mend is one paragraph and exit code 2."""
-    try:
-        run(sys.argv[1:])
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return as_command(run)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any
 
 from ophjax import data as datasets
 from ophjax.data import images, incoming
-from ophjax.errors import InputError
+from ophjax.errors import InputError, as_command
 from ophjax.train import host
 
 SKIPPED = 3
@@ -140,11 +140,7 @@ def enlarged(found: Any, inputs: dict[str, Any], options: argparse.Namespace, do
 def main() -> int:
     """Runs the command; what the user can mend is one paragraph and exit code 2."""
     host.cache_programs()
-    try:
-        return run(sys.argv[1:])
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return as_command(run)
 
 
 if __name__ == "__main__":

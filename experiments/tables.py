@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ophjax import methods
-from ophjax.errors import InputError
+from ophjax.errors import InputError, as_command
 from ophjax.train.runfolder import write_whole
 
 Scores = dict[str, list[dict[str, float]]]
@@ -138,12 +138,7 @@ def run(argv: list[str]) -> str:
 
 def main() -> int:
     """Runs the command; what the user can mend is one paragraph and exit code 2."""
-    try:
-        print(run(sys.argv[1:]))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return as_command(run)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 
 import presets
 from ophjax import data as datasets
-from ophjax.errors import InputError, unknown
+from ophjax.errors import InputError, as_command, unknown
 from ophjax.train import host
 
 
@@ -65,18 +65,9 @@ def data_of(name: str, rest: list[str]) -> Any:
         raise InputError(f"The options {' '.join(rest)} do not fit the data set {name}; see above.") from None
 
 
-def main() -> int:
-    """Runs all trials and prints the table; what the user can mend is one paragraph and exit code 2."""
-    options, rest = arguments(sys.argv[1:])
-    try:
-        return transfer(options, rest)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
-def transfer(options: argparse.Namespace, rest: list[str]) -> int:
+def transfer(argv: list[str]) -> int:
     """Runs the trials that are not there yet, then writes table and figure."""
+    options, rest = arguments(argv)
     host.cache_programs()
     import jax
     import numpy as np
@@ -168,6 +159,11 @@ def untuned(options: argparse.Namespace, data: Any, loaded: list[Any]) -> int:
                 )
             print(f"{net:10} {folder.name:20} {bench.untuned(ghn, params, few_images, test):.3f}")
     return 0
+
+
+def main() -> int:
+    """Runs the command; what the user can mend is one paragraph and exit code 2."""
+    return as_command(transfer)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -39,3 +40,24 @@ def check_options(config: Any, rules: Mapping[str, tuple[bool, str]]) -> None:
             option = f"--method.{name.replace('_', '-')}"
             given = getattr(config, name.replace("-", "_"))
             raise InputError(f"{option} is {given}; expected {expected}. --help explains the options.")
+
+
+def as_command(run: Callable[[list[str]], Any]) -> int:
+    """Runs a command line as a shell wants it; returns the exit code.
+
+    Args:
+      run: takes the words after the command's name; gives what there is to print, an exit code, or nothing.
+
+    Returns:
+      What ``run`` gave, 0, or 2 for an ``InputError``, whose paragraph is printed.
+    """
+    try:
+        said = run(sys.argv[1:])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if isinstance(said, int):
+        return said
+    if isinstance(said, str):
+        print(said)
+    return 0
