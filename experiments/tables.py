@@ -75,7 +75,7 @@ def table(scores: Scores, patterns: tuple[str, ...]) -> str:
 
 
 def draw(scores: Scores, patterns: tuple[str, ...], path: Path) -> None:
-    """Draws the first score of every variant, a line for each seed, and the paired differences with their intervals."""
+    """Draws the first score of every variant, and the paired differences with their intervals; a tick is a seed."""
     from matplotlib.figure import Figure
 
     main, column, names = next(iter(scores)), columns_of(scores, patterns)[0], list(scores)
@@ -84,9 +84,9 @@ def draw(scores: Scores, patterns: tuple[str, ...], path: Path) -> None:
     left, right = figure.subplots(1, 2, sharey=True)
     rows = np.arange(len(names))
     values = np.array([[one[column] for one in found] for found in scores.values()])
-    left.plot(values, rows, color="#5b636d", alpha=0.35, linewidth=1)
+    left.plot(values, rows, "|", color="#5b636d", markersize=9)
     left.plot(values.mean(1), rows, "o", color="#2166ac", markersize=7)
-    left.set_xlabel(f"{column}: mean, and a line for each seed")
+    left.set_xlabel(f"{column}: mean, seeds")
     left.set_yticks(rows, names)
     left.invert_yaxis()
     right.axvline(0, color="#5b636d", linewidth=1, linestyle=":")
