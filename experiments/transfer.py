@@ -32,7 +32,7 @@ def arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         "--nets", nargs="+", default=["resnet", "densenet", "mobile"], help="out of resnet, densenet, mobile, unet"
     )
     parser.add_argument("--shots", nargs="+", type=int, default=[5, 20], help="training images of each class")
-    parser.add_argument("--rates", nargs="+", type=float, default=[0.003, 0.01, 0.03], help="learning rates of SGD")
+    parser.add_argument("--rates", nargs="+", type=float, default=[0.03, 0.1, 0.3], help="learning rates of SGD")
     parser.add_argument("--starts", nargs="+", default=None, help="starts (default: all four)")
     parser.add_argument("--seeds", type=int, default=3, help="draws of the images and of the fresh head")
     parser.add_argument("--first-seed", type=int, default=0, help="the first of them; tune on 100 and above")
