@@ -75,3 +75,17 @@ def test_real_layers_are_learned_by_heart(real_data, tmp_path):
     call("run.py", "--method", "goals", *where, *sizes, *steps)
     scores = next(e["scores"] for e in read_events(tmp_path / "one" / "metrics.jsonl") if e["event"] == "test")
     assert scores["dice_rnfl"] > 0.9 and scores["dice_gcipl"] > 0.9
+
+
+def test_the_fovea_is_found(tmp_path):
+    """A dark spot at any place: mean normalised distance under 0.03 (GAMMA spec, section (k))."""
+    found = table(tmp_path, "gamma", "eyes", ("gamma",), "--method.task", "fovea")
+    assert max(scores["fovea_distance"] for scores in found["gamma"]) < 0.03
+
+
+@pytest.mark.parametrize("segmenter", ["unet", "ushape"])
+def test_disc_and_cup_are_found(segmenter, tmp_path):
+    """Disc Dice above 0.9 and an error of the vertical cup-to-disc ratio under 0.08, also for the baseline."""
+    words = ("--method.task", "segmentation", "--method.segmenter", segmenter)
+    for scores in table(tmp_path, "gamma", "eyes", ("gamma",), *words)["gamma"]:
+        assert scores["dice_disc"] > 0.9 and scores["cdr_error"] < 0.08
