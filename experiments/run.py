@@ -94,7 +94,10 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Any]:
     parts = {"method": method, "data": data, "train": train}
     fields = [(name, type(default), dataclasses.field(default=default)) for name, default in parts.items()]
     Everything = dataclasses.make_dataclass("Everything", fields, bases=(Options,), frozen=True, kw_only=True)
-    head = f"{chosen.method} on {chosen.data}, preset {chosen.preset} (--method, --data and --preset choose others)."
+    head = (
+        f"{chosen.method} on {chosen.data}, preset {chosen.preset} (--method, --data and --preset choose others; "
+        "--seeds N is --train.seeds N)."
+    )
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
