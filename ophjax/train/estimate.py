@@ -12,7 +12,7 @@ from ophjax.nets.recompute import recomputed
 from ophjax.train import loop
 from ophjax.train import mesh as meshes
 from ophjax.train.flops import count_flops
-from ophjax.train.seeds import abreast
+from ophjax.train.seeds import spec_abreast
 from ophjax.transforms.stepping import in_slices
 from ophjax.types import Method
 
@@ -37,7 +37,7 @@ def estimate(method: Method, data: Dataset, config: loop.Config) -> dict[str, An
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(method.init, key, batch)
     shardings = meshes.state_shardings(state, mesh)
-    image, batch = list(batch["image"].shape[1:]), abreast(batch, config.seeds)
+    image, batch = list(batch["image"].shape[1:]), spec_abreast(batch, config.seeds)
     waiting = trees.nbytes(batch) // mesh.shape["data"]
     split = {
         name: str(where.spec)

@@ -90,7 +90,7 @@ def member(state: TrainState, number: int) -> TrainState:
     )
 
 
-def abreast(batch: Any, seeds: int) -> Any:
+def spec_abreast(batch: Any, seeds: int) -> Any:
     """The shapes and types of a batch of training for so many seeds, from those of one."""
     if seeds == 1:
         return batch
