@@ -63,8 +63,8 @@ DEMO: dict[str, Any] = dict(
     diagnosis_lr=1e-3, diagnosis_steps=160, lr=2e-3, steps=300,
 )  # fmt: skip
 SMOKE: dict[str, Any] = dict(
-    hidden=4, diagnosis_depth=10, diagnosis_width=4, depth=10, width=8, decoder=4, tokens=4, diagnosis_lr=1e-3, lr=1e-3,
-    diagnosis_steps=4, search_steps=4, steps=4,
+    hidden=4, diagnosis_depth=10, diagnosis_width=4, segmenter="unet", depth=10, width=8, decoder=4, tokens=4,
+    diagnosis_lr=1e-3, lr=1e-3, diagnosis_steps=4, search_steps=4, steps=4,
 )  # fmt: skip
 
 # Changes to the loop's configuration, by preset.

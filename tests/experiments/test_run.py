@@ -183,11 +183,11 @@ def test_every_variant_fits_together(changes):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"baseline": "image-only", "classes": ("none", "early", "late"), "norm": "group"},
-        {"baseline": "mask-concat", "freeze_segmenter": False, "control": "labels"},
-        {"baseline": "same-scale", "encoder_query": "diag", "control": "features"},
-        {"baseline": "single-attention", "dtype": "bfloat16", "schedule": "cosine"},
-        {"scale_fusion": "concat", "low_level": (1, 2, 3)},
+        {"baseline": "image-only", "classes": ("none", "early", "late"), "norm": "group", "dtype": "bfloat16"},
+        {"baseline": "mask-concat", "freeze_segmenter": False, "control": "labels", "schedule": "cosine"},
+        {"baseline": "same-scale", "low_level": (2,), "encoder_query": "diag", "control": "features"},
+        {"baseline": "single-attention", "low_level": (1,), "scales": (3,)},
+        {"scale_fusion": "concat", "low_level": (3,), "scales": (0, 1)},
     ],
     ids=lambda changes: "-".join(map(str, changes.values())),
 )
