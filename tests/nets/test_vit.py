@@ -195,3 +195,22 @@ def test_it_equals_pytorch(grid, tmp_path):
         expected = theirs(torch.tensor(x), grid).numpy()
     params, _ = load_backbone(tmp_path / "net.pth", shapes_of(VisionTransformer(**SIZES), (*shape, 3)), None, "net")
     np.testing.assert_allclose(run(params, x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(224, 224), (160, 256)])
+def test_it_equals_timms(shape, tmp_path):
+    """timm's own net, which interpolates its positions to the image's size by itself."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    torch.manual_seed(0)
+    theirs = timm.create_model("vit_small_patch16_224", depth=2, dynamic_img_size=True).eval()
+    with torch.no_grad():
+        theirs.pos_embed.normal_()
+    torch.save(theirs.state_dict(), tmp_path / "net.pth")
+    net = VisionTransformer(depth=2)
+    x = np.random.default_rng(1).normal(0, 1, (1, 3, *shape)).astype(np.float32)
+    with torch.no_grad():
+        expected = theirs.forward_features(torch.tensor(x))[:, 0].numpy()
+    params, _ = load_backbone(tmp_path / "net.pth", shapes_of(net, (*shape, 3)), None, "net")
+    found = jax.jit(lambda params, x: net.apply({"params": params}, x))(params, x.transpose(0, 2, 3, 1))
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
