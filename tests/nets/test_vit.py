@@ -1,4 +1,4 @@
-"""ViT-S/16: parameter counts, weights in timm's names, and equality with forward passes in NumPy and in PyTorch."""
+"""ViT-S/16: parameter counts, weights in timm's names, and equality with forward passes in NumPy, PyTorch and timm."""
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +114,8 @@ def test_positions_on_another_grid():
     np.testing.assert_allclose(finer[..., 1], plane[:1, :, 1].repeat(24, 0), rtol=1e-5)
     coarser = adapt_positions(table, 12, 6)
     np.testing.assert_allclose(coarser[:, 2:4, 1], np.repeat([[5.0, 7.0]], 12, 0), rtol=1e-5)
+    stripes = np.where(np.arange(145) % 2, 1, -1).astype(np.float32)[None, :, None]
+    assert np.abs(adapt_positions(stripes, 12, 4)[:, 1:3]).max() < 0.2, "finer than the grid: averaged away"
 
 
 def test_what_does_not_fit_is_listed(tmp_path):
