@@ -150,10 +150,12 @@ def load_backbone(source: Path, params: Any, stats: Any, where: str) -> tuple[An
         elif kind == "vit" and leaf_path == "position":
             arrays = [adapt_positions(arrays[0], *leaf.shape[:2])]
         elif kind == "vit" and leaf_path in _VIT_TABLES and arrays[0].ndim == 3:
-            arrays = [arrays[0][0, 0]]
-        value = np.stack(arrays) if "_rest/" in leaf_path or leaf_path.startswith("blocks/") else arrays[0]
+            arrays = [arrays[0][:1, :1].reshape(-1)]
+        stacked = "_rest/" in leaf_path or leaf_path.startswith("blocks/")
+        odd = next((i for i, one in enumerate(arrays) if one.shape != arrays[0].shape), 0)
+        value = np.stack(arrays) if stacked and not odd else arrays[odd]
         if value.shape != leaf.shape:
-            wrong.append(f"{names[0]} {list(tensors[names[0]].shape)} for {leaf_path} {list(leaf.shape)}")
+            wrong.append(f"{names[odd]} {list(tensors[names[odd]].shape)} for {leaf_path} {list(leaf.shape)}")
         taken[part][f"{inside}{leaf_path}"] = value
     # What a vision transformer would leave out of a file changes what its blocks compute, but for the head.
     more = [name for name in tensors if kind == "vit" and name not in used and not name.startswith("head")]

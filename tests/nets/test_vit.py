@@ -124,6 +124,9 @@ def test_what_does_not_fit_is_listed(tmp_path):
         loaded(tensors, path, (16, 16, 3), depth=4)
     with pytest.raises(InputError, match=r"file has 12 tensors without a place here \(blocks\.2\."):
         loaded(tensors, path, (16, 16, 3), depth=2)
+    uneven = tensors | {"blocks.1.attn.proj.bias": np.zeros(9), "cls_token": np.zeros((1, 0, 24))}
+    with pytest.raises(InputError, match=r"differ: .*blocks\.1\.attn\.proj\.bias \[9\].*cls_token \[1, 0, 24\]"):
+        loaded(uneven, path, (16, 16, 3))
     distilled = tensors | {"pos_embed": np.zeros((1, 18, 24), np.float32), "dist_token": tensors["cls_token"]}
     with pytest.raises(InputError, match=r"pos_embed \[1, 18, 24\] for position \[4, 4, 24\].*\(dist_token\)"):
         loaded(distilled, path, (16, 16, 3))
