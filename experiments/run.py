@@ -46,7 +46,7 @@ class Options:
     """Go on from the newest checkpoint, exactly as if the run had never stopped."""
     start_from: tuple[str, ...] = ()
     """Networks taken from finished runs instead of random numbers: NETWORK=RUN_FOLDER, e.g. segmenter=runs/first. Or
-    their backbones from a file of pretrained weights (ResNet, EfficientNet-B2; torchvision's or timm's names):
+    their backbones from a file of pretrained weights (ResNet, EfficientNet-B2, ViT; torchvision's or timm's names):
     NETWORK=FILE.safetensors, e.g. segmenter=resnet34.safetensors."""
     init: str = ""
     """hyper:RUN_FOLDER starts every network from the hypernetwork of a run of --method hyperinit; heads stay fresh."""

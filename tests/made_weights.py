@@ -1,4 +1,4 @@
-"""Random tensors under the names that torchvision gives them."""
+"""Random tensors under the names that torchvision and timm give them."""
 
 import numpy as np
 
@@ -46,4 +46,32 @@ def draw_resnet(depth, width):
                 draw.norm(f"{name}.downsample.1", before)
             channels = before
     draw.tensors["fc.weight"], draw.tensors["fc.bias"] = np.zeros((1000, channels)), np.zeros(1000)
+    return draw.tensors
+
+
+def draw_vit(*, patch, width, depth, heads, side):
+    """A vision transformer under timm's names whose patches lie on a grid of ``side`` by ``side``."""
+    del heads
+    draw = Draw()
+
+    def linear(name, out, inputs):
+        draw.conv(name, out, inputs, 1, bias=True)
+        draw.tensors[f"{name}.weight"] = draw.tensors[f"{name}.weight"][:, :, 0, 0]
+
+    def norm(name):
+        draw.tensors[f"{name}.weight"] = draw.rng.uniform(0.5, 1.5, width).astype(np.float32)
+        draw.tensors[f"{name}.bias"] = draw.rng.uniform(-0.5, 0.5, width).astype(np.float32)
+
+    draw.tensors["cls_token"] = draw.rng.normal(0, 1, (1, 1, width)).astype(np.float32)
+    draw.tensors["pos_embed"] = draw.rng.normal(0, 1, (1, 1 + side * side, width)).astype(np.float32)
+    draw.conv("patch_embed.proj", width, 3, patch, bias=True)
+    for i in range(depth):
+        norm(f"blocks.{i}.norm1")
+        linear(f"blocks.{i}.attn.qkv", 3 * width, width)
+        linear(f"blocks.{i}.attn.proj", width, width)
+        norm(f"blocks.{i}.norm2")
+        linear(f"blocks.{i}.mlp.fc1", 4 * width, width)
+        linear(f"blocks.{i}.mlp.fc2", width, 4 * width)
+    norm("norm")
+    linear("head", 10, width)
     return draw.tensors

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ophjax.errors import InputError
 from peers import Move, Peer
 from peers.blocks import PlainTrunk, ResNet
 from peers.common import adamw, centred, normalise, unit
@@ -39,8 +40,16 @@ class PooledClassifier(nn.Module):
 
 
 def make(config: Any, shapes: dict[str, tuple[int, ...]]) -> Peer:
-    """Builds FCCL with moving averages as centroids, or, with baseline erm, the cross-entropy alone."""
+    """Builds FCCL with moving averages as centroids, or, with baseline erm, the cross-entropy alone.
+
+    Raises:
+      InputError: the trunk is not written here.
+    """
     del shapes
+    if config.trunk == "vit":
+        raise InputError(
+            "--peer torch was asked for with --method.trunk vit, whose peer is not written. Choose another."
+        )
     net, classes = PooledClassifier(config), len(config.classes)
     mean, seen = torch.zeros(classes, net.width), torch.zeros(classes, dtype=torch.bool)
 

@@ -91,8 +91,9 @@ class Config:
     control: Literal["none", "labels"] = "none"
     """Negative control: shuffle the training labels within each batch."""
 
-    trunk: Literal["resnet", "plain"] = "resnet"
-    """resnet, or plain: three convolutions of stride 2 without norms, for small images."""
+    trunk: Literal["resnet", "plain", "vit"] = "resnet"
+    """resnet; plain: three convolutions of stride 2 without norms, for small images; vit: a vision transformer (by the
+    three options' defaults ViT-S/16), whose class token is the feature."""
     depth: Literal[10, 18, 34, 50, 101] = 50
     """Layers of the ResNet."""
     width: int = 64
@@ -101,6 +102,12 @@ class Config:
     """imagenet: 7x7 convolution of stride 2 and a max-pool. small: 3x3 convolution of stride 1."""
     norm: Literal["batch", "group"] = "batch"
     """Normalisation of the ResNet."""
+    vit_patch: int = 16
+    """Side of the vision transformer's patches, of which the image's sides must be multiples."""
+    vit_width: int = 384
+    """Its width: a multiple of 64, each of which is a head, or less for one head."""
+    vit_depth: int = 12
+    """Its blocks."""
     projection: int | None = None
     """The contrast sees the feature through a linear layer to this many numbers; None: the feature itself."""
 
@@ -158,9 +165,15 @@ class Config:
 def check(config: Config) -> None:
     """Raises InputError for settings that no net can be built or trained from."""
     contrasted = config.baseline in ("none", "supcon")
-    even = config.trunk == "plain" or (config.width >= 4 and config.width % 2 == 0)
+    even = config.trunk != "resnet" or (config.width >= 4 and config.width % 2 == 0)
     rules = {
         "width": (config.width >= 1 and even, "a positive number, for a ResNet an even one of at least 4"),
+        "vit-patch": (config.vit_patch >= 1, "at least 1"),
+        "vit-width": (
+            0 < config.vit_width < 64 or (config.vit_width > 0 and config.vit_width % 64 == 0),
+            "a multiple of 64, or less than 64",
+        ),
+        "vit-depth": (config.vit_depth >= 1, "at least 1"),
         "projection": (
             config.projection is None or (config.projection >= 1 and contrasted),
             "None, or with baseline none or supcon at least 1",
@@ -211,8 +224,8 @@ def make(config: Config) -> Method:
     check(config)
     classes = len(config.classes)
     net = PooledClassifier(
-        classes, config.trunk, config.depth, config.width, config.stem, config.norm, config.projection,
-        dtype=jnp.dtype(config.dtype),
+        classes, config.trunk, config.depth, config.width, config.stem, config.norm,
+        (config.vit_patch, config.vit_width, config.vit_depth), config.projection, dtype=jnp.dtype(config.dtype),
     )  # fmt: skip
     tx = optimiser(config)
     learned = config.centroid_mode == "learned"

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from ophjax.errors import unknown
 from ophjax.nets.conv import Conv
 from ophjax.nets.resnet import ResNet
+from ophjax.nets.vit import VisionTransformer
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -41,12 +42,14 @@ class PlainTrunk(nn.Module):
 
 
 class PooledClassifier(nn.Module):
-    """A trunk, the average over positions, and one linear layer.
+    """A trunk, the average over positions (of a vision transformer the class token), and one linear layer.
 
     Attributes:
       classes: number of logits.
-      trunk: ``"resnet"`` or ``"plain"`` (``PlainTrunk``, for small images; only ``width`` matters to it).
+      trunk: ``"resnet"``, ``"plain"`` (``PlainTrunk``, for small images; only ``width`` matters to it), or ``"vit"``.
       depth, width, stem_kind, norm: of the ResNet.
+      vit: patch, width and depth of the vision transformer, whose heads have 64 numbers each (one head below that). It
+        is given half of ``x``: centred images (``augment.centred``) then are in [-1, 1], as timm gives them to its own.
       projection: the feature that is given out beside the logits passes through a linear layer to this many numbers;
         None gives it out as it is. The logits always come from the feature itself.
     """
@@ -57,6 +60,7 @@ class PooledClassifier(nn.Module):
     width: int = 64
     stem_kind: str = "imagenet"
     norm: str = "batch"
+    vit: tuple[int, int, int] = (16, 384, 12)
     projection: int | None = None
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -73,13 +77,17 @@ class PooledClassifier(nn.Module):
             x = backbone.stem(x, train=train)
             for level in (1, 2, 3, 4):
                 x = backbone.stage(level, x, train=train)
-            logits = backbone.head(x)
+            feature, logits = x.astype(jnp.float32).mean((1, 2)), backbone.head(x)
         elif self.trunk == "plain":
-            x = PlainTrunk(self.width, name="backbone", **types)(x)
-            logits = self._linear(self.classes, "linear")(x.astype(jnp.float32).mean((1, 2)))
+            feature = PlainTrunk(self.width, name="backbone", **types)(x).astype(jnp.float32).mean((1, 2))
+            logits = self._linear(self.classes, "linear")(feature)
+        elif self.trunk == "vit":
+            patch, width, depth = self.vit
+            sizes = (None, patch, width, depth, max(1, width // 64))
+            feature = VisionTransformer(*sizes, name="backbone", **types)(x / 2).astype(jnp.float32)
+            logits = self._linear(self.classes, "linear")(feature)
         else:
-            raise unknown("trunk", self.trunk, TRUNKS)
-        feature = x.astype(jnp.float32).mean((1, 2))
+            raise unknown("trunk", self.trunk, (*TRUNKS, "vit"))
         if self.projection is not None:
             feature = self._linear(self.projection, "projection")(feature)
         return logits, feature

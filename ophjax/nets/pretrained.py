@@ -1,18 +1,21 @@
-"""Pretrained ResNets and EfficientNet-B2 from files with torchvision's or timm's names, into any network that has one.
+"""Pretrained ResNets, EfficientNet-B2 and vision transformers from files with torchvision's or timm's names.
 
-A backbone is found in a network's parameters by its structure. Its convolutions and norms (statistics included) are
-taken; heads are not. Where the first convolution has other inputs than red, green and blue, it is adapted, see
-``adapt_input``. The files' nets expect pictures normalised by ImageNet's mean and deviation; ours keep their own scale,
-which the batch norm behind the first convolution takes up in training (our decision).
+They go into any network that has such a backbone, which is found in its parameters by its structure. All of it is
+taken, statistics included; heads are not. Where the first convolution has other inputs than red, green and blue, it is
+adapted, see ``adapt_input``; a vision transformer's positions are brought to another grid, see ``adapt_positions``. The
+files' convolutional nets expect pictures normalised by ImageNet's mean and deviation; ours keep their own scale, which
+the batch norm behind the first convolution takes up in training (our decision).
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -32,16 +35,29 @@ _TIMM = {
     "squeeze": "se.conv_reduce", "excite": "se.conv_expand", "project": "conv_pwl", "project_norm": "bn3",
 }  # fmt: skip
 _TIMM_FIRST = _TIMM | {"depthwise_norm": "bn1", "project": "conv_pw", "project_norm": "bn2"}
+# Vision transformers, timm's names: layers, a block's layers, and what belongs to no layer.
+_VIT = {"patches": "patch_embed.proj", "norm": "norm"}
+_VIT_BLOCK = {
+    "norm": "norm1", "qkv": "attn.qkv", "out": "attn.proj",
+    "feed_forward/norm": "norm2", "feed_forward/expand": "mlp.fc1", "feed_forward/contract": "mlp.fc2",
+}  # fmt: skip
+_VIT_TABLES = {"token": "cls_token", "token_position": "pos_embed", "position": "pos_embed"}
+_HINT = (
+    "Its names must be torchvision's or timm's, and depth, width 64 and --method.stem imagenet those of the file's net."
+)
+_VIT_HINT = "Its names must be timm's, and --method.vit-patch, vit-width and vit-depth those of the file's net."
 
 
 def find_backbones(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Lists the backbones in a tree of parameters by path: ``"resnet"``, ``"slices"`` (a ResNet over the slices of a
-    volume, whose stem stands beside it) or ``"efficientnet"``."""
+    volume, whose stem stands beside it), ``"efficientnet"`` or ``"vit"``."""
     found: dict[str, str] = {}
     if "first" in params and "stage1" in params and "block1" in params["stage1"]:
         found[prefix] = "resnet"
     elif "stage1_first" in params:
         found[prefix] = "efficientnet"
+    elif "patches" in params and "token_position" in params:
+        found[prefix] = "vit"
     elif "kernel" in params.get("stem", ()) and "block1" in params.get("trunk", {}).get("stage1", ()):
         found[prefix] = "slices"
     else:
@@ -67,6 +83,21 @@ def adapt_input(kernel: np.ndarray, channels: int, *, slices: bool = False) -> n
     return np.concatenate([kernel, rest], 2)
 
 
+def adapt_positions(table: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Takes the patches' positions [rows, columns, d] out of a file's table [1, 1 + n, d], where the token's is first.
+
+    The file's patches must lie on a square, else the table comes back as it is. Another grid is interpolated as timm
+    does it: cubic (Keys' kernel, a = -0.5), widened where the grid gets coarser (antialias).
+    """
+    side = math.isqrt(max(table.shape[1] - 1, 0)) if table.ndim == 3 else 0
+    if side == 0 or table.shape[:2] != (1, 1 + side * side):
+        return table
+    grid = table[0, 1:].reshape(side, side, -1)
+    if (rows, columns) == (side, side):
+        return grid
+    return np.asarray(jax.image.resize(grid, (rows, columns, grid.shape[2]), "cubic", antialias=True))
+
+
 def load_backbone(source: Path, params: Any, stats: Any, where: str) -> tuple[Any, Any]:
     """Puts a file's weights into one network.
 
@@ -88,7 +119,7 @@ def load_backbone(source: Path, params: Any, stats: Any, where: str) -> tuple[An
     if (not asked and len(known) != 1) or (asked and asked not in known):
         raise InputError(
             f"--start-from {where}={source}: the backbones of {network!r} that weights can be put into are {listed}. "
-            "Name one of these; their options are --method.stem imagenet and a batch norm."
+            "Name one of these; a ResNet's options are --method.stem imagenet and a batch norm."
         )
     path, kind = (asked, known[asked]) if asked else next(iter(known.items()))
     tensors = {name.removeprefix("module."): value for name, value in read_weights(source).items()}
@@ -98,36 +129,43 @@ def load_backbone(source: Path, params: Any, stats: Any, where: str) -> tuple[An
         part: {name.removeprefix(inside): leaf for name, leaf in leaves.items() if name.startswith(inside)}
         for part, leaves in flat.items()
     }
-    if not own["stats"]:
+    if not own["stats"] and kind != "vit":
         raise InputError(
             f"--start-from {where}={source}: {network!r} has no batch norm, which the file's weights are made for. "
             "Give --method.norm batch (or the option that norms this network)."
         )
-    naming = _efficientnet(tensors) if kind == "efficientnet" else _resnet
+    naming = _efficientnet(tensors) if kind == "efficientnet" else _vit if kind == "vit" else _resnet
     taken: dict[str, dict[str, np.ndarray]] = {"params": {}, "stats": {}}
-    missing, wrong = [], []
+    missing, wrong, used = [], [], set[str]()
     for part, leaf_path, leaf in ((part, name, leaf) for part, leaves in own.items() for name, leaf in leaves.items()):
         names = list(naming(leaf_path.removeprefix("trunk/") if kind == "slices" else leaf_path, leaf.shape))
         absent = [name for name in names if name not in tensors]
         missing += absent
+        used.update(names)
         if not names or absent:
             continue
         arrays = [_turn(np.asarray(tensors[name], np.float32)) for name in names]
-        if leaf_path in ("first/conv/kernel", "stem/kernel"):
+        if leaf_path in ("first/conv/kernel", "stem/kernel", "patches/kernel"):
             arrays = [adapt_input(one, leaf.shape[2], slices=kind == "slices") for one in arrays]
-        value = np.stack(arrays) if "_rest/" in leaf_path else arrays[0]
+        elif kind == "vit" and leaf_path == "position":
+            arrays = [adapt_positions(arrays[0], *leaf.shape[:2])]
+        elif kind == "vit" and leaf_path in _VIT_TABLES and arrays[0].ndim == 3:
+            arrays = [arrays[0][:1, :1].reshape(-1)]
+        stacked = "_rest/" in leaf_path or leaf_path.startswith("blocks/")
+        odd = next((i for i, one in enumerate(arrays) if one.shape != arrays[0].shape), 0)
+        value = np.stack(arrays) if stacked and not odd else arrays[odd]
         if value.shape != leaf.shape:
-            wrong.append(f"{names[0]} {list(tensors[names[0]].shape)} for {leaf_path} {list(leaf.shape)}")
+            wrong.append(f"{names[odd]} {list(tensors[names[odd]].shape)} for {leaf_path} {list(leaf.shape)}")
         taken[part][f"{inside}{leaf_path}"] = value
-    if missing or wrong:
-        said = f"lacks {len(missing)} tensors ({_some(missing)})" if missing else "has other shapes"
+    # What a vision transformer would leave out of a file changes what its blocks compute, but for the head.
+    more = [name for name in tensors if kind == "vit" and name not in used and not name.startswith("head")]
+    if missing or wrong or more:
+        said = f"lacks {len(missing)} tensors ({_some(missing)})" if missing else "has other shapes" if wrong else ""
         said += f"; shapes that differ: {_some(wrong)}" if wrong else ""
-        raise InputError(
-            f"--start-from {where}={source}: the file {said}. Its names must be torchvision's or timm's, and depth, "
-            "width 64 and --method.stem imagenet those of the file's net."
-        )
+        said += f"{'; ' if said else ''}has {len(more)} tensors without a place here ({_some(more)})" if more else ""
+        raise InputError(f"--start-from {where}={source}: the file {said}. {_VIT_HINT if kind == 'vit' else _HINT}")
     new = {part: unflatten_dict({**flat[part], **taken[part]}, sep="/") for part in flat}
-    return new["params"], new["stats"]
+    return new["params"], new["stats"] if flat["stats"] else stats
 
 
 def _some(names: list[str]) -> str:
@@ -135,8 +173,8 @@ def _some(names: list[str]) -> str:
 
 
 def _turn(tensor: np.ndarray) -> np.ndarray:
-    """Brings a convolution's kernel from PyTorch's order of axes into ours."""
-    return tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor
+    """Brings the kernel of a convolution or a linear layer from PyTorch's order of axes into ours."""
+    return tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T if tensor.ndim == 2 else tensor
 
 
 def _resnet(path: str, shape: tuple[int, ...]) -> Iterator[str]:
@@ -150,6 +188,19 @@ def _resnet(path: str, shape: tuple[int, ...]) -> Iterator[str]:
         stage, number, kind, which = block.groups()
         place = f"downsample.{int(kind == 'norm')}" if which == "_shortcut" else _BLOCK[kind].format(which)
         yield f"layer{stage}.{int(number) - 1}.{place}.{last}"
+
+
+def _vit(path: str, shape: tuple[int, ...]) -> Iterator[str]:
+    """The tensor of a leaf, or one for each of the blocks; none for the head."""
+    layer, _, leaf = path.rpartition("/")
+    last = _NORM.get(leaf, "weight")
+    if path in _VIT_TABLES:
+        yield _VIT_TABLES[path]
+    elif layer in _VIT:
+        yield f"{_VIT[layer]}.{last}"
+    elif layer.startswith("blocks/"):
+        for block in range(shape[0]):
+            yield f"blocks.{block}.{_VIT_BLOCK[layer.removeprefix('blocks/')]}.{last}"
 
 
 def _efficientnet(tensors: Tensors) -> Callable[[str, tuple[int, ...]], Iterator[str]]:

@@ -7,7 +7,7 @@ feature and several segmentation scales; everything else here is our decision, l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.linen as nn
@@ -130,16 +130,18 @@ class FeedForward(nn.Module):
     """LayerNorm, linear to ``ratio`` times the width, GELU, linear back."""
 
     ratio: float = 3
+    epsilon: float = 1e-5
+    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        width = x.shape[-1]
-        x = nn.LayerNorm(epsilon=1e-5, name="norm", **types)(x)
-        x = nn.gelu(nn.Dense(max(1, round(self.ratio * width)), name="expand", **types)(x), approximate=False)
-        return nn.Dense(width, name="contract", **types)(x)
+        width, inner = x.shape[-1], max(1, round(self.ratio * x.shape[-1]))
+        x = nn.LayerNorm(epsilon=self.epsilon, name="norm", **types)(x)
+        x = nn.Dense(inner, kernel_init=self.kernel_init, name="expand", **types)(x)
+        return nn.Dense(width, kernel_init=self.kernel_init, name="contract", **types)(nn.gelu(x, approximate=False))
 
 
 class CrossAttention(nn.Module):

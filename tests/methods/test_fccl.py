@@ -147,6 +147,7 @@ VARIED = {
     "batch-gradient": dict(centroid_mode="batch-gradient"),
     "learned": dict(centroid_mode="learned"),
     "projection": dict(projection=5),
+    "vit": dict(trunk="vit", vit_patch=8, vit_width=16, vit_depth=2, dtype="bfloat16"),
     "balanced": dict(class_balanced=True, instance_negatives=True),
     "augmented": dict(flip=True, crop=0.7, jitter=1.0, optimiser="sgd", schedule="cosine", control="labels"),
 }
@@ -318,6 +319,9 @@ def test_scores_by_domain_and_of_one_domain():
         (dict(epoch_steps=0), "epoch-steps"),
         (dict(crop=0.0), "crop"),
         (dict(trunk="resnet", width=3), "width"),
+        (dict(trunk="vit", vit_width=96), "vit-width"),
+        (dict(trunk="vit", vit_depth=0), "vit-depth"),
+        (dict(trunk="vit", vit_patch=0), "vit-patch"),
         (dict(classes=("only",)), "at least two"),
     ],
 )

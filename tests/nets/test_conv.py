@@ -81,6 +81,13 @@ def test_conv2d_equals_lax(shape: tuple[int, ...], size: int, features: int, str
     )
 
 
+@pytest.mark.parametrize("shape", [(2, 8, 12, 5), (2, 11, 9, 3)])
+def test_windows_that_do_not_overlap_equal_lax(shape: tuple[int, ...]) -> None:
+    """Patches; the second leaves rows and columns that fill no window."""
+    x, kernel = normal(0, *shape), normal(1, 4, 4, shape[3], 6)
+    assert_equal(lambda x, k: conv.conv2d(x, k, stride=4, padding=0), lambda x, k: reference(x, k, 4, 0), x, kernel)
+
+
 @pytest.mark.parametrize("padding", [0, 2, 4])
 def test_padding_is_explicit(padding: int) -> None:
     x, kernel = normal(0, 1, 8, 7, 20), normal(1, 3, 3, 20, 2)

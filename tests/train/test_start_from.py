@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from made_run import fill
-from made_weights import draw_resnet
+from made_weights import draw_resnet, draw_vit
 
 import presets
 from ophjax import data as datasets
@@ -71,3 +71,19 @@ def test_slices_of_a_volume_are_inputs(tmp_path):
     np.testing.assert_array_equal(
         oct_branch["trunk"]["stage4"]["block2"]["norm2"]["bias"], tensors["layer4.1.bn2.bias"]
     )
+
+
+def test_a_vision_transformer_needs_no_batch_norm(tmp_path):
+    """FCCL's trunk on images larger than the file's: the classifier's head and the centroids stay."""
+    sizes = dict(patch=8, width=32, depth=2)
+    abstract = shapes("fccl", trunk="vit", **{f"vit_{name}": size for name, size in sizes.items()})
+    path, tensors = tmp_path / "vit.safetensors", draw_vit(**sizes, heads=1, side=3)
+    write_weights(path, tensors)
+    state = fill(abstract)
+    started = take_networks(state, [f"classifier={path}"])
+    assert jax.tree.map(np.shape, started) == jax.tree.map(np.shape, state)
+    old, new = trees.named_leaves(state.params), trees.named_leaves(started.params)
+    changed = {path for path in old if not np.array_equal(old[path], new[path])}
+    assert changed == {path for path in old if path.startswith("classifier/backbone/")}
+    qkv = started.params["classifier"]["backbone"]["blocks"]["qkv"]["kernel"]
+    np.testing.assert_array_equal(qkv[1], tensors["blocks.1.attn.qkv.weight"].T)
