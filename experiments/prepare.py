@@ -6,7 +6,8 @@
   python experiments/run.py --method seatrans --data ph2 --data.root SHARDS --data.size 256    train on it
 
 Files are decoded, checked and stretched once. Examples that cannot be read are left out and listed (problems.csv beside
-the files), and the exit code is then 3.
+the files), and the exit code is then 3. A bad table or volume, or a header without which a set cannot be listed, is one
+message and exit code 2.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from ophjax import data as datasets
-from ophjax.data import catalogue, shards
+from ophjax.data import catalogue, look, shards
 from ophjax.data.sources import Dataset, Example, Source
 from ophjax.errors import InputError
 
@@ -126,7 +127,8 @@ def run(argv: list[str]) -> int:
         print(catalogue.describe())
         return 0
     name = catalogue.find(options.name).loader
-    data, problems = datasets.load(name).make(config), []
+    with look.later():
+        data, problems = datasets.load(name).make(config), []
     if options.out is not None:
         problems = written(data, config, options.out, options.shard_mb << 20)
         home = dataclasses.replace(config, **{

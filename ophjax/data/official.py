@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from ophjax.data import files
+from ophjax.data import files, look
 from ophjax.data.sheets import image_id
 from ophjax.data.sources import Cached, Dataset, Example, Source, Subset
 from ophjax.data.split import split
@@ -199,10 +197,7 @@ def as_given(
 def _look(splits: Mapping[str, Source]) -> None:
     """Reads the first examples of the training and the test split."""
     for part in {"train", "test"} & set(splits):
-        first = splits[part]
-        with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
-            for _ in pool.map(first.__getitem__, range(min(len(first), CHECKED))):
-                pass
+        look.decode(splits[part], range(min(len(splits[part]), CHECKED)))
 
 
 def no_answers(example: Example) -> Example:
