@@ -117,12 +117,17 @@ def _picked(name: str, file: Path, read: Callable[[], Example]) -> Read:
 
 def _reader(name: str, file: Path, config: Any, to_grey: Callable[[Path], np.ndarray] | None) -> Read:
     def cases() -> list[Case]:
-        if file.is_dir() or file.name.lower().endswith(VOLUMES):
+        if is_volume(file):
             grey = (to_grey or clip)(file)
             return list(_slices(name, grey, config.size))
         return [_picture(name, file, config)]
 
     return cases
+
+
+def is_volume(file: Path) -> bool:
+    """Tells inputs that may be many slices: NIfTI files, and folders of DICOM files that are one series."""
+    return file.is_dir() or file.name.lower().endswith(VOLUMES)
 
 
 def clip(path: Path) -> np.ndarray:
