@@ -49,7 +49,8 @@ def list_inputs(path: Path, *, series: bool = False, outside: Path | None = None
     """Lists the images of a folder and those below it, or one file, by a unique name.
 
     Other files, hidden ones and links that lead out of the folder are passed over. A name is the path inside the folder
-    without suffix, or with it where two files differ in nothing else.
+    without suffix, or with it where two files differ in nothing else; the folder's own name goes before it where the
+    folder itself is a series.
 
     Args:
       path: a file or a folder.
@@ -76,10 +77,11 @@ def list_inputs(path: Path, *, series: bool = False, outside: Path | None = None
     if not found:
         suffixes = ", ".join((*images.SUFFIXES, *VOLUMES))
         raise InputError(f"The folder {path} holds no images ({suffixes}). Give another one: --input.")
-    stems = [_stem(str(file.relative_to(path).as_posix())) or path.name for file in found]
+    top = Path(home.name if path in found else "")  # a series that lies in the folder itself has that folder's name
+    names = [(top / file.relative_to(path)).as_posix() for file in found]
+    stems = [_stem(name) for name in names]
     return {
-        stem if stems.count(stem) == 1 else file.relative_to(path).as_posix(): file
-        for stem, file in zip(stems, found, strict=True)
+        stem if stems.count(stem) == 1 else name: file for name, stem, file in zip(names, stems, found, strict=True)
     }
 
 

@@ -1,6 +1,7 @@
 """New images: which files are taken, how masks are written, DICOM and NIfTI."""
 
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,5 +155,17 @@ def test_volumes_become_slices(tmp_path):
     slices = tmp_path / "mr"
     for i in range(2):
         dicom_file(slices / f"{i}.dcm", np.arange(16, dtype=np.int16).reshape(4, 4))
+    (slices / "1.dcm").rename(slices / "1.DCM")
+    (slices / "._1.dcm").write_text("written by a Mac")
     found = incoming.readers(abdomen, abdomen.Config(size=16), tmp_path)
     assert list(found) == ["ct", "mr"] and len(found["mr"][1]()) == 2
+
+
+def test_a_series_given_itself_has_its_folders_name(tmp_path, monkeypatch):
+    """Not ".", which made hidden files of its masks."""
+    for name in ("mr/0.dcm", "mr/1.dcm", "mr/mr/0.dcm"):
+        dicom_file(tmp_path / name, np.arange(16, dtype=np.int16).reshape(4, 4))
+    assert list(incoming.list_inputs(tmp_path / "mr", series=True)) == ["mr", "mr/mr"]
+    monkeypatch.chdir(tmp_path / "mr" / "mr")
+    ((name, (_, read)),) = incoming.readers(abdomen, abdomen.Config(size=16), Path()).items()
+    assert name == "mr" and [case.name for case in read()] == ["mr"]
