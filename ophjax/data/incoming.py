@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ophjax.data import images, volumes
+from ophjax.data import dicom, images, volumes
 from ophjax.data.images import Box, MaskCode, parse_code
 from ophjax.data.sources import Example
 from ophjax.errors import InputError
@@ -73,7 +73,7 @@ def list_inputs(path: Path, *, series: bool = False, outside: Path | None = None
             continue
         found.append(file)
     if series:
-        found = sorted({file.parent if file.suffix.lower() == ".dcm" else file for file in found})
+        found = sorted({file.parent if file.suffix.lower() == dicom.SUFFIX else file for file in found})
     if not found:
         suffixes = ", ".join((*images.SUFFIXES, *VOLUMES))
         raise InputError(f"The folder {path} holds no images ({suffixes}). Give another one: --input.")
@@ -98,12 +98,18 @@ def readers(
       outside: see ``list_inputs``.
 
     Raises:
-      InputError: as ``list_inputs``, or the data set takes another layout; the functions raise it for what they read.
+      InputError: as ``list_inputs``, or the data set takes another layout, or one DICOM file is given where it takes
+        volumes, whose grey window one slice does not tell; the functions raise it for what they read.
     """
     if hasattr(module, "new_examples"):
         found = module.new_examples(config, path, needed)
         return {name: (file, _picked(name, file, read)) for name, (file, read) in found.items()}
     to_grey = getattr(module, "grey_volume", None)
+    if to_grey is not None and path.is_file() and path.suffix.lower() == dicom.SUFFIX:
+        raise InputError(
+            f"{path} is one DICOM file, but this run learned from volumes, whose grey levels are mapped by the whole "
+            "volume. Give the folder of its series (a series of one slice is taken as such), or a NIfTI file."
+        )
     found = list_inputs(path, series=to_grey is not None, outside=outside)
     return {name: (file, _reader(name, file, config, to_grey)) for name, file in found.items()}
 

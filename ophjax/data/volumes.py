@@ -155,6 +155,11 @@ def read_nifti(path: Path) -> Float32[np.ndarray, "n h w"]:
     return np.ascontiguousarray(values[::-1, ::-1].transpose(2, 1, 0))
 
 
+def read_volume(path: Path) -> Float32[np.ndarray, "n h w"]:
+    """Reads a NIfTI file, or a folder with one DICOM series."""
+    return read_dicom(path)[0] if path.is_dir() else read_nifti(path)
+
+
 def read_labels(path: Path) -> UInt8[np.ndarray, "n h w"]:
     """Reads a NIfTI file of labels.
 
