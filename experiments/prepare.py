@@ -131,11 +131,7 @@ def run(argv: list[str]) -> int:
         data, problems = datasets.load(name).make(config), []
     if options.out is not None:
         problems = written(data, config, options.out, options.shard_mb << 20)
-        home = dataclasses.replace(config, **{
-            field.name: str(options.out) for field in dataclasses.fields(config)
-            if isinstance(getattr(config, field.name), str) and getattr(config, field.name) == str(options.source)
-        })  # fmt: skip
-        print(report(shards.read(options.out, name, home), []))
+        print(report(shards.read(options.out, name, config), []))
         size = sum(path.stat().st_size for path in options.out.glob("*.array_record"))
         print(f"{options.out}: {size / 2**20:.1f} MiB.")
     else:

@@ -1,8 +1,11 @@
 """Prepared data sets: the same examples as the loader's own, resumed, refused where they do not fit."""
 
 import dataclasses
+import importlib.util
 import json
+import re
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,6 +109,22 @@ def test_what_does_not_fit_is_refused(tmp_path):
         (home / "dataset.json").write_text(json.dumps(about | change))
         with pytest.raises(InputError, match="no whole prepared data set"):
             shards.read(home, "phantoms", config)
+
+
+def test_options_that_are_paths_are_known_by_their_names(tmp_path, monkeypatch):
+    """A folder that is called as another option's value changes nothing; the loaders' own words tell paths."""
+    for name, module in datasets.DATASETS.items():
+        text = Path(importlib.util.find_spec(module).origin).read_text()
+        told = set(re.findall(r'^    (\w+): str = ""\n    """(?:The f|F)(?:older|ile)', text, re.MULTILINE))
+        assert told <= set(shards.PATHS), name
+    monkeypatch.chdir(tmp_path)
+    config = datasets.load("medmnist").Config(root=str(tmp_path), set="bloodmnist")
+    before = shards.options_of(config)
+    (tmp_path / "bloodmnist").mkdir()
+    (tmp_path / "bloodmnist" / shards.ABOUT).write_text("{}")
+    assert before == shards.options_of(config) == {"set": "bloodmnist", "size": 64}
+    assert shards.home_of(config) is None
+    assert shards.home_of(dataclasses.replace(config, root="bloodmnist")) == Path("bloodmnist")
 
 
 def test_records_need_no_pickle():
