@@ -76,7 +76,9 @@ def test_bad_examples_are_left_out_and_listed(own, tmp_path, capsys):
         (["imagenet", "--source", "."], "Unknown data set 'imagenet'"),
         (["ph2", "--source", "nowhere"], "no folder nowhere"),
         (["ph2"], r"give its path with --data\.root"),
-        (["folder", "--data.colour", "red"], "are not those of folder"),
+        (["folder", "--data.colour", "red"], r"Unrecognized options: --data\.colour, red\. .* --data folder --help"),
+        (["folder", "--data.size", "abc"], r"Error parsing --data\.size: .* 'abc'"),
+        (["xrays", "--source", "."], r"Give --data\.pneumonia FILE --data\.shenzhen DIR instead"),
         (["folder", "--shard-mb", "0"], "at least 1"),
     ],
 )
