@@ -80,7 +80,8 @@ def run(argv: list[str]) -> int:
         if "target" in found.example:
             results = enlarged(found, inputs, options, bar.update)
         else:
-            predictor = predict.Predictor(found, batch_size=options.batch_size, inputs=len(inputs))
+            known = not any(incoming.is_volume(file) for file, _ in inputs.values())  # else each may be many images
+            predictor = predict.Predictor(found, batch_size=options.batch_size, images=len(inputs) if known else 0)
             results = predict.predict_cases(predictor, predict.read_cases(inputs), done=bar.update)
         for one in results:
             if isinstance(one, predict.Skipped):

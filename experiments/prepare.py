@@ -6,13 +6,13 @@
   python experiments/run.py --method seatrans --data ph2 --data.root SHARDS --data.size 256    train on it
 
 Files are decoded, checked and stretched once. Examples that cannot be read are left out and listed (problems.csv beside
-the files), and the exit code is then 3.
+the files), and the exit code is then 3. A bad table or volume, or a header without which a set cannot be listed, is one
+message and exit code 2.
 """
 
 import argparse
 import csv
 import dataclasses
-import io
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 from ophjax import data as datasets
-from ophjax.data import catalogue, shards
+from ophjax.data import catalogue, look, shards
 from ophjax.data.sources import Dataset, Example, Source
-from ophjax.errors import InputError
+from ophjax.errors import InputError, as_command, parse_options
 
 PROBLEMS = 3
 """Exit code where some examples could not be read; all others were."""
@@ -51,23 +51,10 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Any]:
         raise InputError(f"--shard-mb is {options.shard_mb}; give at least 1.")
     if options.source is not None and not options.source.is_dir():
         raise InputError(f"There is no folder {options.source}. Give the data set's folder: --source.")
-    import contextlib
-
-    import tyro
-
     config = catalogue.with_source(entry, datasets.load(entry.loader).Config(), str(options.source or ""))
     Everything = dataclasses.make_dataclass("Everything", [("data", type(config), dataclasses.field(default=config))])
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return options, tyro.cli(Everything, args=rest, prog="prepare.py").data
-    except SystemExit as leaving:
-        if not leaving.code:
-            raise
-        raise InputError(
-            f"The options {' '.join(rest)} are not those of {entry.loader}: python experiments/run.py --method "
-            f"seatrans --data {entry.loader} --help lists them."
-        ) from None
+    hint = f"python experiments/run.py --method seatrans --data {entry.loader} --help explains the options."
+    return options, parse_options(Everything, rest, prog="prepare.py", hint=hint).data
 
 
 def read(split: str, source: Source, first: int, problems: list[tuple[str, str, str]]) -> Iterator[tuple[int, Example]]:
@@ -126,14 +113,11 @@ def run(argv: list[str]) -> int:
         print(catalogue.describe())
         return 0
     name = catalogue.find(options.name).loader
-    data, problems = datasets.load(name).make(config), []
+    with look.later():
+        data, problems = datasets.load(name).make(config), []
     if options.out is not None:
         problems = written(data, config, options.out, options.shard_mb << 20)
-        home = dataclasses.replace(config, **{
-            field.name: str(options.out) for field in dataclasses.fields(config)
-            if isinstance(getattr(config, field.name), str) and getattr(config, field.name) == str(options.source)
-        })  # fmt: skip
-        print(report(shards.read(options.out, name, home), []))
+        print(report(shards.read(options.out, name, config), []))
         size = sum(path.stat().st_size for path in options.out.glob("*.array_record"))
         print(f"{options.out}: {size / 2**20:.1f} MiB.")
     else:
@@ -176,10 +160,7 @@ def written(data: Dataset, config: Any, folder: Path, shard_bytes: int) -> list[
 def main() -> int:
     """Runs the command; what the user can mend is one paragraph and exit code 2."""
     try:
-        return run(sys.argv[1:])
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return as_command(run)
     except KeyboardInterrupt:
         print("Interrupted. The same command goes on from the last finished file.", file=sys.stderr)
         return 75

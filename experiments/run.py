@@ -4,12 +4,9 @@ Everything has a default: without a data set the run draws its own pictures (pha
 """
 
 import argparse
-import contextlib
 import dataclasses
-import io
 import json
 import os
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -18,7 +15,7 @@ from typing import Any
 import presets
 from ophjax import data as datasets
 from ophjax import methods
-from ophjax.errors import DivergedError, InputError
+from ophjax.errors import DivergedError, InputError, parse_options
 from ophjax.train import host
 
 STOPPED = 75
@@ -86,8 +83,6 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Any]:
             f"No --method was given. Choose one of {', '.join(methods.METHODS)}, for example: python "
             "experiments/run.py --method seatrans. With --help every option is explained."
         )
-    import tyro
-
     rest += ["--train.seeds", chosen.seeds] if chosen.seeds else []
     chosen.data = chosen.data or methods.load(chosen.method).DATA
     method, data, train = presets.preset(chosen.preset, chosen.method, chosen.data)
@@ -98,16 +93,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Any]:
         f"{chosen.method} on {chosen.data}, preset {chosen.preset} (--method, --data and --preset choose others; "
         "--seeds N is --train.seeds N)."
     )
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            options = tyro.cli(Everything, args=rest, prog="run.py", description=head)
-    except SystemExit as leaving:
-        if not leaving.code:  # --help
-            raise
-        # The parser's message is a box of several lines; ours are one paragraph.
-        words = re.sub(r"\x1b\[[0-9;]*m|[\u2500-\u257f]", " ", said.getvalue()).split()
-        raise InputError(f"{' '.join(words)} With --help every option is explained.") from None
+    hint = "With --help every option is explained."
+    options = parse_options(Everything, rest, prog="run.py", hint=hint, description=head)
     by_hand = (options.coordinator, options.processes, options.process)
     if any(value is not None for value in by_hand) and not options.distributed:
         raise InputError("--coordinator, --processes and --process were given without --distributed. Add it.")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import re
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class InputError(ValueError):
@@ -40,6 +45,33 @@ def check_options(config: Any, rules: Mapping[str, tuple[bool, str]]) -> None:
             option = f"--method.{name.replace('_', '-')}"
             given = getattr(config, name.replace("-", "_"))
             raise InputError(f"{option} is {given}; expected {expected}. --help explains the options.")
+
+
+def parse_options(kind: type[T], words: Sequence[str], *, prog: str, hint: str, description: str | None = None) -> T:
+    """Reads the options of a dataclass by tyro; --help prints them and leaves.
+
+    Args:
+      kind: the dataclass, with a default for every field.
+      words: of the command line.
+      prog: the command.
+      hint: how to see the options; ends the message.
+      description: for --help.
+
+    Raises:
+      InputError: with the parser's message, a box of several lines, as one paragraph.
+    """
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, args=words, prog=prog, description=description)
+    except SystemExit as leaving:
+        if not leaving.code:
+            raise
+        text = " ".join(re.sub(r"\x1b\[[0-9;]*m|[\u2500-\u257f]", " ", said.getvalue()).split())
+        text = re.sub(r" For full helptext, \w+ \S+ --help", "", text)
+        raise InputError(f"{text.removesuffix('.')}. {hint}") from None
 
 
 def as_command(run: Callable[[list[str]], Any]) -> int:

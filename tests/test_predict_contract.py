@@ -12,6 +12,7 @@ from PIL import Image
 import predict
 from ophjax.data import incoming
 from ophjax.methods import METHODS
+from ophjax.train.predict import Predictor
 
 
 def read_rows(path):
@@ -63,6 +64,18 @@ def test_predictions_are_the_methods_own(name, tmp_path, monkeypatch, capsys):
         if "fovea_found" in outputs:
             found = [float(row[f"fovea_found_{k}"]) for k in range(2)]
             np.testing.assert_allclose(found, outputs["fovea_found"][i], rtol=1e-4)
+
+
+def test_slices_of_a_volume_go_through_together(tmp_path, monkeypatch):
+    """One file of 20 slices is one batch, not one for each slice (or for each row of devices)."""
+    nibabel = pytest.importorskip("nibabel", reason="nibabel is not installed (extra medical)")
+    made, sizes, real = make_run("fccl", tmp_path / "run"), [], Predictor.__call__
+    monkeypatch.setattr(Predictor, "__call__", lambda self, rows: sizes.append(len(rows)) or real(self, rows))
+    values = np.random.default_rng(0).random((8, 6, 20), np.float32)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "mr.nii.gz")
+    assert predict.run(["--run", str(made.folder), "--input", str(tmp_path / "mr.nii.gz"), "--no-overlays"]) == 0
+    assert sizes == [20]
+    assert len(read_rows(made.folder / "predicted" / "mr.nii" / "predictions.csv")) == 20
 
 
 def test_exclusive_regions_take_the_most_probable():

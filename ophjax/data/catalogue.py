@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ophjax import data as datasets
-from ophjax.errors import unknown
+from ophjax.errors import InputError, unknown
 
 RESEARCH = "research use; see the source's page"
 SEE = "see the source's page"
@@ -118,7 +118,8 @@ def describe() -> str:
     """Writes the table, one paragraph for each data set."""
     lines = []
     for name, entry in ENTRIES.items():
-        how = f"python experiments/prepare.py {name} --source DIR {entry.options}".rstrip()
+        source = " --source DIR" if _takes_source(entry) else ""
+        how = f"python experiments/prepare.py {name}{source} {entry.options}".rstrip()
         lines += [
             f"{name}: {entry.title}",
             f"  task     {entry.task}",
@@ -132,6 +133,17 @@ def describe() -> str:
 
 
 def with_source(entry: Entry, config: Any, source: str) -> Any:
-    """Puts the folder given by --source into the option that takes it; sets with several folders have none."""
-    names = [field.name for field in dataclasses.fields(config)]
-    return dataclasses.replace(config, root=source) if source and "root" in names else config
+    """Puts the folder given by --source into the option that takes it.
+
+    Raises:
+      InputError: the set has several folders, and an option for each.
+    """
+    if source and not _takes_source(entry):
+        raise InputError(
+            f"--source {source} does not say which folder of {entry.title} it is. Give {entry.options} instead."
+        )
+    return dataclasses.replace(config, root=source) if source else config
+
+
+def _takes_source(entry: Entry) -> bool:
+    return "root" in (field.name for field in dataclasses.fields(datasets.load(entry.loader).Config))

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import csv
-import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ophjax.data import images
+from ophjax.data import images, look
 from ophjax.data.images import MaskCode
 from ophjax.data.sources import Cached, Dataset, Example, Source, Subset
 from ophjax.data.split import split
@@ -83,9 +81,9 @@ class FileSource:
       pixels: number of pixels of each image file.
 
     Raises:
-      InputError: at once where an image and its mask differ in size, there is no mask to crop by, or a header cannot
-        be read; on reading for damaged files, pixel values that the mask code does not know, and where the region to
-        crop by is empty.
+      InputError: at once (within ``look.later`` on reading) where an image and its mask differ in size, there is no
+        mask to crop by, or a header cannot be read; on reading for damaged files, pixel values that the mask code does
+        not know, and where the region to crop by is empty.
     """
 
     def __init__(self, records: Sequence[Record], *, size: int, code: MaskCode, crop: float = 0.0, slack: float = 0.0):
@@ -102,12 +100,16 @@ class FileSource:
         with warnings.catch_warnings():
             # Pillow warns of large images before the error of our own limit.
             warnings.simplefilter("ignore")
-            self.pixels = [self._check(record) for record in self._records]
+            checked = look.each(lambda index: self._check(self._records[index]), range(len(self._records)))
+        self._bad = {index: str(found) for index, found in enumerate(checked) if isinstance(found, InputError)}
+        self.pixels = [0 if isinstance(found, InputError) else found for found in checked]
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
+        if index in self._bad:
+            raise InputError(self._bad[index])
         record = self._records[index]
         mask, box = np.zeros((self._size, self._size, len(self._code.regions)), np.uint8), images.WHOLE
         if record.masks:
@@ -379,10 +381,7 @@ def decode_first(source: Source, pixels: Sequence[int]) -> None:
 
     What is decoded stays in the cache, where there is room: for a small set this is no extra work.
     """
-    affordable = np.flatnonzero(np.cumsum(pixels) <= CHECKED_PIXELS).tolist()
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
-        for _ in pool.map(source.__getitem__, affordable):
-            pass
+    look.decode(source, np.flatnonzero(np.cumsum(pixels) <= CHECKED_PIXELS).tolist())
 
 
 def _need_classes(what: str, records: Sequence[Record], classes: Sequence[str]) -> None:

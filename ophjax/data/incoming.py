@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ophjax.data import images, volumes
+from ophjax.data import dicom, images, volumes
 from ophjax.data.images import Box, MaskCode, parse_code
 from ophjax.data.sources import Example
 from ophjax.errors import InputError
@@ -49,7 +49,8 @@ def list_inputs(path: Path, *, series: bool = False, outside: Path | None = None
     """Lists the images of a folder and those below it, or one file, by a unique name.
 
     Other files, hidden ones and links that lead out of the folder are passed over. A name is the path inside the folder
-    without suffix, or with it where two files differ in nothing else.
+    without suffix, or with it where two files differ in nothing else; the folder's own name goes before it where the
+    folder itself is a series.
 
     Args:
       path: a file or a folder.
@@ -72,14 +73,15 @@ def list_inputs(path: Path, *, series: bool = False, outside: Path | None = None
             continue
         found.append(file)
     if series:
-        found = sorted({file.parent if file.suffix.lower() == ".dcm" else file for file in found})
+        found = sorted({file.parent if file.suffix.lower() == dicom.SUFFIX else file for file in found})
     if not found:
         suffixes = ", ".join((*images.SUFFIXES, *VOLUMES))
         raise InputError(f"The folder {path} holds no images ({suffixes}). Give another one: --input.")
-    stems = [_stem(str(file.relative_to(path).as_posix())) or path.name for file in found]
+    top = Path(home.name if path in found else "")  # a series that lies in the folder itself has that folder's name
+    names = [(top / file.relative_to(path)).as_posix() for file in found]
+    stems = [_stem(name) for name in names]
     return {
-        stem if stems.count(stem) == 1 else file.relative_to(path).as_posix(): file
-        for stem, file in zip(stems, found, strict=True)
+        stem if stems.count(stem) == 1 else name: file for name, stem, file in zip(names, stems, found, strict=True)
     }
 
 
@@ -96,12 +98,18 @@ def readers(
       outside: see ``list_inputs``.
 
     Raises:
-      InputError: as ``list_inputs``, or the data set takes another layout; the functions raise it for what they read.
+      InputError: as ``list_inputs``, or the data set takes another layout, or one DICOM file is given where it takes
+        volumes, whose grey window one slice does not tell; the functions raise it for what they read.
     """
     if hasattr(module, "new_examples"):
         found = module.new_examples(config, path, needed)
         return {name: (file, _picked(name, file, read)) for name, (file, read) in found.items()}
     to_grey = getattr(module, "grey_volume", None)
+    if to_grey is not None and path.is_file() and path.suffix.lower() == dicom.SUFFIX:
+        raise InputError(
+            f"{path} is one DICOM file, but this run learned from volumes, whose grey levels are mapped by the whole "
+            "volume. Give the folder of its series (a series of one slice is taken as such), or a NIfTI file."
+        )
     found = list_inputs(path, series=to_grey is not None, outside=outside)
     return {name: (file, _reader(name, file, config, to_grey)) for name, file in found.items()}
 
@@ -117,12 +125,17 @@ def _picked(name: str, file: Path, read: Callable[[], Example]) -> Read:
 
 def _reader(name: str, file: Path, config: Any, to_grey: Callable[[Path], np.ndarray] | None) -> Read:
     def cases() -> list[Case]:
-        if file.is_dir() or file.name.lower().endswith(VOLUMES):
+        if is_volume(file):
             grey = (to_grey or clip)(file)
             return list(_slices(name, grey, config.size))
         return [_picture(name, file, config)]
 
     return cases
+
+
+def is_volume(file: Path) -> bool:
+    """Tells inputs that may be many slices: NIfTI files, and folders of DICOM files that are one series."""
+    return file.is_dir() or file.name.lower().endswith(VOLUMES)
 
 
 def clip(path: Path) -> np.ndarray:

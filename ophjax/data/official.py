@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from ophjax.data import files
+from ophjax.data import files, look
 from ophjax.data.sheets import image_id
 from ophjax.data.sources import Cached, Dataset, Example, Source, Subset
 from ophjax.data.split import split
@@ -57,8 +55,13 @@ class Records:
         return self._read(self.names[index])
 
 
-def find_home(root: str, markers: Sequence[str], *, option: str = "root") -> Path:
+def find_home(root: str, markers: Sequence[str], *, beside: Path | None = None) -> Path:
     """Finds the folder that holds one of the marker folders: the root, or the first below it, training before others.
+
+    Args:
+      root: given by the user.
+      markers: names of folders.
+      beside: the training set's, where that of a set without answers is looked for: another one, training after others.
 
     Raises:
       InputError: there is none down to three levels.
@@ -74,12 +77,17 @@ def find_home(root: str, markers: Sequence[str], *, option: str = "root") -> Pat
             path for other in level if other not in here for path in other.iterdir()
             if path.is_dir() and path.name[0] != "."
         )  # fmt: skip
+    others = [home for home in homes if beside is None or home.resolve() != beside.resolve()]
+    if others:
+        return min(others, key=lambda home: ("train" in str(home.relative_to(top)).lower()) != (beside is None))
     if homes:
-        training = (home for home in homes if "train" in str(home.relative_to(top)).lower())
-        return next(training, homes[0])
+        raise InputError(
+            f"{top} holds the training set {beside} and no other. Give the folder of the set without answers, "
+            "--data.test-root, or leave it out: a part of the training set is then the test."
+        )
     raise InputError(
         f"Neither {top} nor the folders below it hold {' or '.join(repr(marker) for marker in markers)}. Give the "
-        f"folder of the set in its official layout: --data.{option.replace('_', '-')}."
+        f"folder of the set in its official layout: --data.{'root' if beside is None else 'test-root'}."
     )
 
 
@@ -199,10 +207,7 @@ def as_given(
 def _look(splits: Mapping[str, Source]) -> None:
     """Reads the first examples of the training and the test split."""
     for part in {"train", "test"} & set(splits):
-        first = splits[part]
-        with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
-            for _ in pool.map(first.__getitem__, range(min(len(first), CHECKED))):
-                pass
+        look.decode(splits[part], range(min(len(splits[part]), CHECKED)))
 
 
 def no_answers(example: Example) -> Example:

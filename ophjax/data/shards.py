@@ -24,6 +24,8 @@ from ophjax.errors import InputError
 
 ABOUT, FORMAT = "dataset.json", 1
 SHARD = re.compile(r"records-\d{5}\.array_record")
+PATHS = ("root", "test_root", "btcv", "chaos", "pneumonia", "shenzhen", "unpaired")
+"""Options of all loaders that name a file or folder; tables and columns are named within one."""
 
 
 def pack(example: Example) -> bytes:
@@ -52,23 +54,19 @@ def digest(example: Example) -> str:
 def options_of(config: Any) -> dict[str, Any]:
     """The options that decide what an example holds: all but those that are paths, which may differ."""
     plain = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    return {name: value for name, value in plain.items() if not _is_path(value)}
+    return {name: value for name, value in plain.items() if name not in paths_of(config)}
 
 
-def _is_path(value: Any) -> bool:
-    if not isinstance(value, str) or not value:
-        return False
-    path = Path(value).expanduser()
-    return path.is_dir() or (os.sep in value and path.exists())  # not a table's name that happens to lie here
+def paths_of(config: Any) -> dict[str, str]:
+    """The options that name a file or folder, told by their own names and not by what lies in the working folder."""
+    given = {name: getattr(config, name, "") for name in PATHS}
+    return {name: value for name, value in given.items() if value and isinstance(value, str)}
 
 
 def home_of(config: Any) -> Path | None:
     """The prepared folder that one of a configuration's options names; None where there is none."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if isinstance(value, str) and value and (Path(value).expanduser() / ABOUT).is_file():
-            return Path(value).expanduser()
-    return None
+    paths = (Path(value).expanduser() for value in paths_of(config).values())
+    return next((path for path in paths if (path / ABOUT).is_file()), None)
 
 
 class Writer:

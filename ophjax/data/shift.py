@@ -7,16 +7,14 @@ others see the targets at the test only.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from ophjax.data import files, images
+from ophjax.data import files, images, look
 from ophjax.data.files import FileSource, Record, some
 from ophjax.data.images import MaskCode
 from ophjax.data.sources import Cached, Dataset, Example, Joined, Source, Subset, Unlabelled
@@ -321,8 +319,7 @@ def _read_first(domains: Sequence[Domain], reading: Sequence[Source], regions: S
             mask = source[index].get("mask")
             return np.asarray(False if mask is None else mask.any((0, 1)))
 
-        with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
-            found = list(pool.map(regions_at, affordable))
+        found = [one for one in look.each(regions_at, affordable) if not isinstance(one, InputError)]
         if regions and any(domain.masked) and len(found) == len(source):
             seen[domain.name] = np.any(found, axis=0)
     for c, region in enumerate(regions):

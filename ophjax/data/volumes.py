@@ -155,6 +155,11 @@ def read_nifti(path: Path) -> Float32[np.ndarray, "n h w"]:
     return np.ascontiguousarray(values[::-1, ::-1].transpose(2, 1, 0))
 
 
+def read_volume(path: Path) -> Float32[np.ndarray, "n h w"]:
+    """Reads a NIfTI file, or a folder with one DICOM series."""
+    return read_dicom(path)[0] if path.is_dir() else read_nifti(path)
+
+
 def read_labels(path: Path) -> UInt8[np.ndarray, "n h w"]:
     """Reads a NIfTI file of labels.
 
@@ -168,7 +173,7 @@ def read_labels(path: Path) -> UInt8[np.ndarray, "n h w"]:
 
 
 def read_dicom(folder: Path) -> tuple[Float32[np.ndarray, "n h w"], list[str]]:
-    """Reads the files of one DICOM series, in the order of their names.
+    """Reads the files of one DICOM series, in the order of their names; hidden ones are passed over.
 
     Returns:
       The volume, and the name of each slice's file without extension.
@@ -177,7 +182,8 @@ def read_dicom(folder: Path) -> tuple[Float32[np.ndarray, "n h w"], list[str]]:
       InputError: where pydicom is not installed, there are no files, or one cannot be read or is of another size.
     """
     needed("pydicom")
-    paths = sorted(folder.glob("*.dcm")) if folder.is_dir() else []
+    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    paths = [path for path in inside if path.suffix.lower() == dicom.SUFFIX and not path.name.startswith(".")]
     if not paths:
         raise InputError(f"There are no files *.dcm in {folder}. Check the folder given for it.")
     slices = []

@@ -57,20 +57,27 @@ def entries_read(run: Restored) -> set[str]:
 class Predictor:
     """The forward pass of a run, compiled for a batch that fits into memory; rows are split over all devices.
 
-    The first batch size is the smallest of what was asked for, the number of inputs and ``MOST``. It is halved as long
-    as XLA's account of the program, or the device itself when it runs, says that memory does not suffice.
+    The first batch size is what was asked for, or else ``MOST`` for each device, or the number of images where that is
+    less; in full multiples of the devices. It is halved as long as XLA's account of the program, or the device itself
+    when it runs, says that memory does not suffice.
+
+    Args:
+      run: the trained network.
+      batch_size: asked for; 0: none.
+      images: how many there are to predict; 0: not known.
 
     Attributes:
       batch_size: of the program at present.
     """
 
-    def __init__(self, run: Restored, *, batch_size: int = 0, inputs: int = 1 << 30):
+    def __init__(self, run: Restored, *, batch_size: int = 0, images: int = 0):
         self._run, self._mesh = run, meshes.make_mesh()
         self._key = at(jax.random.key(0), "predict")
         self._state = jax.device_put(run.state, meshes.replicated(self._mesh))
         self._reads = entries_read(run)
-        ways, most = self._mesh.size, MOST.get(jax.default_backend(), 64)
-        wanted = batch_size or min(inputs, most * ways)
+        ways = self._mesh.size
+        most = MOST.get(jax.default_backend(), 64) * ways
+        wanted = batch_size or min(images or most, most)
         self.batch_size = -(-wanted // ways) * ways
         self._program: Callable[..., Outputs] | None = None
 

@@ -157,7 +157,8 @@ def scores(run: Run) -> str:
     size = f" ({len(run.predictions)} examples)" if tests and run.predictions else ""
     explained = (
         "Below each value stands its 95 % bootstrap interval: how far the score could move with another sample"
-        " of examples of the same kind. It does not include the spread between training seeds."
+        " of examples of the same kind. It does not include the spread between training seeds. Examples count as"
+        " independent: where several are of one patient, such as slices of a volume, the interval is too narrow."
     )
     caution = str(run.config.get("caution", ""))
     return (

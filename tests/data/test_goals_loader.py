@@ -6,7 +6,9 @@ import pytest
 from made import build, examples, fails, names_once
 from PIL import Image
 
+from ophjax.data import look
 from ophjax.data.challenges import write_table
+from ophjax.errors import InputError
 
 
 @pytest.fixture
@@ -56,6 +58,35 @@ def test_a_set_without_answers_is_the_test(tree):
     assert data.splits["test"].names == ["0001", "0002", "0003"] and len(data.splits["train"]) == 18
     example = data.splits["test"][0]
     assert example["label"] == -1 and example["mask_weight"] == 0 and not example["mask"].any()
+
+
+def test_the_training_set_is_not_the_one_without_answers(tree):
+    """The folder around both is given twice: what is left beside the training set is the test."""
+    train = tree / "GOALS2022-Train" / "Train"
+    for root in (tree, train):
+        data = build("goals", root=root, test_root=tree)
+        assert data.splits["test"].names == ["0001", "0002", "0003"] and len(data.splits["train"]) == 18
+    match = r"holds the training set .*GOALS2022-Train.Train and no other\. Give .* --data\.test-root"
+    for test_root in (train, tree / "GOALS2022-Train"):
+        fails("goals", match, root=tree, test_root=test_root)
+    train.rename(tree / "copy")  # another copy of the training set beside it
+    official.goals_truth(tree / "A-Train", count=20)
+    data = build("goals", root=tree / "copy", test_root=tree)
+    assert len(data.splits["test"]) == 3
+
+
+def test_bad_files_show_at_once_or_later(tree):
+    path = tree / "GOALS2022-Train" / "Train" / "Image" / "0003.png"
+    path.write_bytes(path.read_bytes()[:2000])
+    fails("goals", r"0003\.png cannot be decoded", root=tree)
+    with look.later():
+        source = build("goals", root=tree, val_fraction=0.1, test_fraction=0.1).splits["train"]
+    assert "0003" in source.names and len(source) == 16
+    for i, name in enumerate(source.names):
+        if name != "0003":
+            assert source[i]["image"].any()
+    with pytest.raises(InputError, match=r"0003\.png cannot be decoded"):
+        source[source.names.index("0003")]
 
 
 def test_patients_stay_together(tree):

@@ -1,6 +1,7 @@
 """New images: which files are taken, how masks are written, DICOM and NIfTI."""
 
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from PIL import Image
 
 from ophjax import data as datasets
 from ophjax.data import images, incoming
-from ophjax.data.builders import abdomen, gamma
+from ophjax.data.builders import abdomen, gamma, prostate, qubiq
 from ophjax.errors import InputError
 
 
@@ -154,5 +155,33 @@ def test_volumes_become_slices(tmp_path):
     slices = tmp_path / "mr"
     for i in range(2):
         dicom_file(slices / f"{i}.dcm", np.arange(16, dtype=np.int16).reshape(4, 4))
+    (slices / "1.dcm").rename(slices / "1.DCM")
+    (slices / "._1.dcm").write_text("written by a Mac")
     found = incoming.readers(abdomen, abdomen.Config(size=16), tmp_path)
     assert list(found) == ["ct", "mr"] and len(found["mr"][1]()) == 2
+
+
+def test_grey_levels_are_those_of_the_volume(tmp_path):
+    """A slice has no window of its own in training, whatever its DICOM header says."""
+    values = np.arange(16, dtype=np.int16).reshape(4, 4)
+    for i in range(2):
+        dicom_file(tmp_path / f"{i}.dcm", values * (1 + i), WindowCenter=4, WindowWidth=4)
+    for module in (abdomen, prostate):
+        ((_, read),) = incoming.readers(module, module.Config(size=16), tmp_path).values()
+        greys = [case.picture[..., 0] for case in read()]
+        top = np.percentile(np.stack([values, 2 * values]), 99.5)
+        np.testing.assert_array_equal(greys[0], np.rint(values * 255 / top))
+        assert greys[1].max() == 255
+    for module in (abdomen, prostate, qubiq):
+        with pytest.raises(InputError, match=r"0\.dcm is one DICOM file, .* Give the folder of its series"):
+            incoming.readers(module, module.Config(size=16), tmp_path / "0.dcm")
+
+
+def test_a_series_given_itself_has_its_folders_name(tmp_path, monkeypatch):
+    """Not ".", which made hidden files of its masks."""
+    for name in ("mr/0.dcm", "mr/1.dcm", "mr/mr/0.dcm"):
+        dicom_file(tmp_path / name, np.arange(16, dtype=np.int16).reshape(4, 4))
+    assert list(incoming.list_inputs(tmp_path / "mr", series=True)) == ["mr", "mr/mr"]
+    monkeypatch.chdir(tmp_path / "mr" / "mr")
+    ((name, (_, read)),) = incoming.readers(abdomen, abdomen.Config(size=16), Path()).items()
+    assert name == "mr" and [case.name for case in read()] == ["mr"]

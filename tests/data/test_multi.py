@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ophjax.data import files, load
+from ophjax.data import files, load, look
 from ophjax.data.multi import Config, make
 from ophjax.data.pipeline import train_batches
 from ophjax.errors import InputError
@@ -304,6 +304,23 @@ def test_bad_files_show_at_once_in_a_small_set(root):
     save(path, np.zeros((40, 40, 3), np.uint8))
     save(root / "clinic-b" / "masks" / "eye05_mask.png", np.zeros((24, 20), np.uint8))
     fails(root, r"clinic-b.images.eye05\.png is 18 x 33 pixels, but its mask")
+
+
+def test_bad_files_show_later_where_that_is_asked_for(root):
+    path = root / "clinic-b" / "images" / "eye07.png"
+    path.write_bytes(b"")
+    with look.later():
+        data = open_domains(root)
+    source = next(source for source in data.splits.values() if "clinic-b-eye07" in source.names)
+    with pytest.raises(InputError, match=r"eye07\.png cannot be decoded"):
+        source[source.names.index("clinic-b-eye07")]
+    # Regions are compared all the same.
+    save(path, np.zeros((33, 18), np.uint8))
+    for stem in STEMS:
+        save(root / "clinic-a" / "masks" / f"{stem}_mask.png", np.full((20, 24), 2, np.uint8))
+        save(root / "clinic-b" / "masks" / f"{stem}_mask.png", np.ones((33, 18), np.uint8))
+    with look.later():
+        fails(root, "No mask of domain 'clinic-b' holds the region 'cup'", mask_code="disc=1,2;cup=2")
 
 
 @pytest.mark.parametrize(

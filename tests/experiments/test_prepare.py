@@ -46,27 +46,28 @@ def test_check_and_write_and_train_from_it(own, tmp_path, capsys):
     assert prepare.run(words) == 0  # a finished one stays as it is
 
 
-def test_bad_examples_are_left_out_and_listed(own, tmp_path, capsys, monkeypatch):
-    """A file that breaks after the loader's first look, in the val split."""
-    real = datasets.load("folder").make
-
-    def make(config):
-        data = real(config)
-        (own / "images" / "p13.png").write_bytes(b"broken")
-        for source in data.splits.values():
-            while hasattr(source, "_source"):  # what the first look has decoded is forgotten
-                getattr(source, "_kept", {}).clear()
-                source = source._source
-        return data
-
-    monkeypatch.setattr(datasets.load("folder"), "make", make)
+def test_bad_examples_are_left_out_and_listed(own, tmp_path, capsys):
+    """Files that are cut off, or empty as after a download that broke off, in several splits."""
+    for name, left in (("p03", 200), ("p13", 200), ("p14", 0)):
+        path = own / "images" / f"{name}.png"
+        path.write_bytes(path.read_bytes()[:left])
+    (own / "masks" / "p05.png").write_bytes((own / "images" / "p05.png").read_bytes())  # no mask
+    words = ["folder", "--source", str(own), "--data.size", "16"]
+    assert prepare.run(words) == 3 and "4 problem(s)" in capsys.readouterr().err
     out = tmp_path / "out"
-    assert prepare.run(["folder", "--source", str(own), "--out", str(out), "--data.size", "16"]) == 3
+    assert prepare.run([*words, "--out", str(out)]) == 3
     said = capsys.readouterr()
-    assert "1 problem(s)" in said.err and "p13.png cannot be decoded" in said.err
-    assert "val        3 examples" in said.out
-    rows = list(csv.reader((out / "problems.csv").read_text().splitlines()))
-    assert [row[:2] for row in rows] == [["val", "p13"]]
+    assert "4 problem(s)" in said.err and "p13.png cannot be decoded" in said.err
+    assert "train      10 examples" in said.out and "val        2 examples" in said.out
+    rows = {tuple(row[:2]) for row in csv.reader((out / "problems.csv").read_text().splitlines())}
+    assert rows == {
+        ("train", "p03"),
+        ("train", "p05"),
+        ("masks", "p03"),
+        ("masks", "p05"),
+        ("val", "p13"),
+        ("val", "p14"),
+    }
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,9 @@ def test_bad_examples_are_left_out_and_listed(own, tmp_path, capsys, monkeypatch
         (["imagenet", "--source", "."], "Unknown data set 'imagenet'"),
         (["ph2", "--source", "nowhere"], "no folder nowhere"),
         (["ph2"], r"give its path with --data\.root"),
-        (["folder", "--data.colour", "red"], "are not those of folder"),
+        (["folder", "--data.colour", "red"], r"Unrecognized options: --data\.colour, red\. .* --data folder --help"),
+        (["folder", "--data.size", "abc"], r"Error parsing --data\.size: .* 'abc'"),
+        (["xrays", "--source", "."], r"Give --data\.pneumonia FILE --data\.shenzhen DIR instead"),
         (["folder", "--shard-mb", "0"], "at least 1"),
     ],
 )

@@ -58,7 +58,7 @@ def make(config: Config) -> Dataset:
 def grey_volume(path: Path) -> np.ndarray:
     """Maps a new volume to bytes, uint8 [n, h, w]: a NIfTI file or a folder of DICOM slices; CT by the window, all else
     as MR. CT is told by values under -200: nothing in MR is (our decision)."""
-    volume = volumes.read_dicom(path)[0] if path.is_dir() else volumes.read_nifti(path)
+    volume = volumes.read_volume(path)
     return volumes.window(volume, *HOUNSFIELD) if volume.min() < -200 else volumes.clip_top(volume)
 
 

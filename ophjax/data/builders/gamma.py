@@ -103,7 +103,7 @@ def make(config: Config) -> Dataset:
     large = config.oct_size**2 * len(next(iter(eyes.values())).slices)
     test = None
     if config.test_root:
-        unknown = list_eyes(find_home(config.test_root, (PAIRED, ALONE), option="test_root"), config)
+        unknown = list_eyes(find_home(config.test_root, (PAIRED, ALONE), beside=home), config)
 
         def blind(name: str) -> Example:
             return no_answers(read(unknown[name], config, -1, None, None))

@@ -61,7 +61,7 @@ def make(config: Config) -> Dataset:
     source = Records(list(pictures), lambda name: read(pictures[name], frame, masks[name], labels.get(name, -1)))
     test = None
     if config.test_root:
-        unknown = list_ids(find_home(config.test_root, ("Image",), option="test_root") / "Image")
+        unknown = list_ids(find_home(config.test_root, ("Image",), beside=home) / "Image")
         test = Records(list(unknown), lambda name: no_answers(read(unknown[name], frame)))
     drawn = [labels.get(name, 0) for name in pictures]
     remark = "" if table else "There is no table of labels: layers only."

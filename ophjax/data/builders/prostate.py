@@ -50,6 +50,11 @@ def make(config: Config) -> Dataset:
     return shift.assemble("prostate", domains, config=config, regions=("prostate",))
 
 
+def grey_volume(path: Path) -> np.ndarray:
+    """Maps a new volume to bytes as in training, uint8 [n, h, w]: a NIfTI file or a folder of DICOM slices."""
+    return volumes.clip_top(volumes.read_volume(path))
+
+
 def _cases(folder: Path) -> list[Case]:
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}. Give the folder around it with --data.root, or other domains.")
@@ -65,4 +70,4 @@ def _cases(folder: Path) -> list[Case]:
 
 
 def _load(path: Path, labels: Path) -> tuple[np.ndarray, np.ndarray]:
-    return volumes.clip_top(volumes.read_nifti(path)), (volumes.read_labels(labels) > 0).astype(np.uint8)
+    return grey_volume(path), (volumes.read_labels(labels) > 0).astype(np.uint8)
