@@ -5,8 +5,11 @@
   python experiments/prepare.py ph2 --source DIR --out SHARDS --data.size 256    and write it; interrupted, it goes on
   python experiments/run.py --method seatrans --data ph2 --data.root SHARDS --data.size 256    train on it
 
+  python experiments/prepare.py ph2 --source DIR --out FOLDER --format tfds      as a TFDS data set, FOLDER/ph2/1.0.0
+
 Files are decoded, checked and stretched once. Examples that cannot be read are left out and listed (problems.csv beside
-the files), and the exit code is then 3.
+the files), and the exit code is then 3. --format tfds is for programs that read TensorFlow Datasets; interrupted, it
+begins anew, and an example of several splits is written for each of them.
 """
 
 import argparse
@@ -23,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from ophjax import data as datasets
-from ophjax.data import catalogue, shards
+from ophjax.data import catalogue, shards, tfds
 from ophjax.data.sources import Dataset, Example, Source
 from ophjax.errors import InputError
 
@@ -42,6 +45,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Any]:
     parser.add_argument("name", help="list, or a name out of that list")
     parser.add_argument("--source", type=Path, help="folder of the data set in its official layout")
     parser.add_argument("--out", type=Path, help="folder for the array_record files (default: only check)")
+    parser.add_argument("--format", choices=("npz", "tfds"), default="npz", help="of the records (default npz, ours)")
     parser.add_argument("--shard-mb", type=int, default=256, help="size of a file in MB (default 256)")
     options, rest = parser.parse_known_args(argv)
     if options.name == "list":
@@ -128,14 +132,21 @@ def run(argv: list[str]) -> int:
     name = catalogue.find(options.name).loader
     data, problems = datasets.load(name).make(config), []
     if options.out is not None:
-        problems = written(data, config, options.out, options.shard_mb << 20)
-        home = dataclasses.replace(config, **{
-            field.name: str(options.out) for field in dataclasses.fields(config)
+        home, reader = options.out, shards.read
+        if options.format == "tfds":
+            entry = catalogue.find(options.name)
+            terms = f"{entry.title} ({entry.source}): {entry.terms}."
+            home, problems = written_as_tfds(data, config, options.out, options.shard_mb << 20, terms)
+            reader = tfds.read
+        else:
+            problems = written(data, config, options.out, options.shard_mb << 20)
+        there = dataclasses.replace(config, **{
+            field.name: str(home) for field in dataclasses.fields(config)
             if isinstance(getattr(config, field.name), str) and getattr(config, field.name) == str(options.source)
         })  # fmt: skip
-        print(report(shards.read(options.out, name, home), []))
-        size = sum(path.stat().st_size for path in options.out.glob("*.array_record"))
-        print(f"{options.out}: {size / 2**20:.1f} MiB.")
+        print(report(reader(home, name, there), []))
+        size = sum(path.stat().st_size for path in home.glob("*.array_record*"))
+        print(f"{home}: {size / 2**20:.1f} MiB.")
     else:
         print(report(data, problems))
     if not problems:
@@ -173,6 +184,22 @@ def written(data: Dataset, config: Any, folder: Path, shard_bytes: int) -> list[
         return [(row[0], row[1], row[2]) for row in csv.reader(file)]
 
 
+def written_as_tfds(
+    data: Dataset, config: Any, folder: Path, shard_bytes: int, terms: str
+) -> tuple[Path, list[tuple[str, str, str]]]:
+    """Writes the files as TFDS does; returns the version's folder and the problems (problems.csv in it)."""
+    problems: list[tuple[str, str, str]] = []
+
+    def examples(split: str, source: Source, first: int) -> Iterator[tuple[int, Example]]:
+        return read(split, source, first, problems)
+
+    home = tfds.write(data, config, folder, terms=terms, shard_bytes=shard_bytes, examples=examples)
+    if problems:
+        with (home / "problems.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(problems)
+    return home, problems
+
+
 def main() -> int:
     """Runs the command; what the user can mend is one paragraph and exit code 2."""
     try:
@@ -181,7 +208,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("Interrupted. The same command goes on from the last finished file.", file=sys.stderr)
+        print("Interrupted. The same command goes on from the last finished file (TFDS: anew).", file=sys.stderr)
         return 75
 
 
