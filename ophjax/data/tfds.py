@@ -155,7 +155,7 @@ def splits_of(folder: Path, **features: str) -> tuple[dict[str, Any], dict[str, 
     found = builder.info.features
     known = dict(found) if isinstance(found, tfds.features.FeaturesDict) else {}
     if not all(isinstance(known.get(name), getattr(tfds.features, kind)) for name, kind in features.items()):
-        has = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in known.items())
+        has = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in sorted(known.items()))
         needs = ", ".join(f"{name} ({kind})" for name, kind in features.items())
         raise InputError(
             f"{folder} has the features {has or 'of a sequence'}; expected {needs}. Give another data set, or write "

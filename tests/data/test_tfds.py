@@ -256,7 +256,7 @@ def test_div2k_that_cannot_serve(tmp_path):
         superres(home, scale=2)
     with pytest.raises(InputError, match="expected a split train, and inputs that are not shifted"):
         superres(store_div2k(tmp_path / "wild", 4, "realistic_wild_x4"), scale=4)
-    with pytest.raises(InputError, match=r"has the features low \(Image\), hr \(Image\); expected lr \(Image\), hr"):
+    with pytest.raises(InputError, match=r"has the features hr \(Image\), low \(Image\); expected lr \(Image\), hr"):
         superres(store_div2k(tmp_path / "named", 2, lr="low"), scale=2)
     store_div2k(tmp_path / "both", 2)
     with pytest.raises(InputError, match=r"several TFDS data sets: .*x2.*x4"):
