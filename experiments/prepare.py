@@ -5,9 +5,12 @@
   python experiments/prepare.py ph2 --source DIR --out SHARDS --data.size 256    and write it; interrupted, it goes on
   python experiments/run.py --method seatrans --data ph2 --data.root SHARDS --data.size 256    train on it
 
+  python experiments/prepare.py ph2 --source DIR --out FOLDER --format tfds      as a TFDS data set, FOLDER/ph2/1.0.0
+
 Files are decoded, checked and stretched once. Examples that cannot be read are left out and listed (problems.csv beside
 the files), and the exit code is then 3. A bad table or volume, or a header without which a set cannot be listed, is one
-message and exit code 2.
+message and exit code 2. --format tfds is for programs that read TensorFlow Datasets; interrupted, it begins anew, and
+an example of several splits is written for each of them.
 """
 
 import argparse
@@ -23,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from ophjax import data as datasets
-from ophjax.data import catalogue, look, shards
+from ophjax.data import catalogue, look, shards, tfds
 from ophjax.data.sources import Dataset, Example, Source
 from ophjax.errors import InputError, as_command, parse_options
 
@@ -42,6 +45,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Any]:
     parser.add_argument("name", help="list, or a name out of that list")
     parser.add_argument("--source", type=Path, help="folder of the data set in its official layout")
     parser.add_argument("--out", type=Path, help="folder for the array_record files (default: only check)")
+    parser.add_argument("--format", choices=("npz", "tfds"), default="npz", help="of the records (default npz, ours)")
     parser.add_argument("--shard-mb", type=int, default=256, help="size of a file in MB (default 256)")
     options, rest = parser.parse_known_args(argv)
     if options.name == "list":
@@ -116,10 +120,17 @@ def run(argv: list[str]) -> int:
     with look.later():
         data, problems = datasets.load(name).make(config), []
     if options.out is not None:
-        problems = written(data, config, options.out, options.shard_mb << 20)
-        print(report(shards.read(options.out, name, config), []))
-        size = sum(path.stat().st_size for path in options.out.glob("*.array_record"))
-        print(f"{options.out}: {size / 2**20:.1f} MiB.")
+        home, reader = options.out, shards.read
+        if options.format == "tfds":
+            entry = catalogue.find(options.name)
+            terms = f"{entry.title} ({entry.source}): {entry.terms}."
+            home, problems = written_as_tfds(data, config, options.out, options.shard_mb << 20, terms)
+            reader = tfds.read
+        else:
+            problems = written(data, config, options.out, options.shard_mb << 20)
+        print(report(reader(home, name, config), []))
+        size = sum(path.stat().st_size for path in home.glob("*.array_record*"))
+        print(f"{home}: {size / 2**20:.1f} MiB.")
     else:
         print(report(data, problems))
     if not problems:
@@ -157,12 +168,28 @@ def written(data: Dataset, config: Any, folder: Path, shard_bytes: int) -> list[
         return [(row[0], row[1], row[2]) for row in csv.reader(file)]
 
 
+def written_as_tfds(
+    data: Dataset, config: Any, folder: Path, shard_bytes: int, terms: str
+) -> tuple[Path, list[tuple[str, str, str]]]:
+    """Writes the files as TFDS does; returns the version's folder and the problems (problems.csv in it)."""
+    problems: list[tuple[str, str, str]] = []
+
+    def examples(split: str, source: Source, first: int) -> Iterator[tuple[int, Example]]:
+        return read(split, source, first, problems)
+
+    home = tfds.write(data, config, folder, terms=terms, shard_bytes=shard_bytes, examples=examples)
+    if problems:
+        with (home / "problems.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(problems)
+    return home, problems
+
+
 def main() -> int:
     """Runs the command; what the user can mend is one paragraph and exit code 2."""
     try:
         return as_command(run)
     except KeyboardInterrupt:
-        print("Interrupted. The same command goes on from the last finished file.", file=sys.stderr)
+        print("Interrupted. The same command goes on from the last finished file (TFDS: anew).", file=sys.stderr)
         return 75
 
 

@@ -59,9 +59,16 @@ def make(name: str, config: Any) -> Any:
     """Makes a data set: from the files that its loader knows, or where the given folder is a prepared one from that.
 
     Raises:
-      InputError: as the data set's ``make``, or ``shards.read``.
+      InputError: as the data set's ``make``, ``shards.read`` or ``tfds.read``.
     """
-    from ophjax.data import shards
+    from ophjax.data import shards, tfds
 
     home = shards.home_of(config)
-    return load(name).make(config) if home is None else shards.read(home, name, config)
+    if home is not None:
+        return shards.read(home, name, config)
+    home = tfds.home_of(config)
+    if home is not None and tfds.is_prepared(home):
+        return tfds.read(home, name, config)
+    if home is not None and name not in tfds.OTHERS:
+        raise tfds.refuse(home, name)
+    return load(name).make(config)

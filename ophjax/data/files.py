@@ -27,7 +27,7 @@ class Record(NamedTuple):
 
     Attributes:
       name: unique in the data set.
-      image: path of the image.
+      image: path of the image, or what else is read as one.
       mask: path of the mask, None where there is none.
       label: class index.
       group: images of one group (patient) stay in one split.
@@ -36,7 +36,7 @@ class Record(NamedTuple):
     """
 
     name: str
-    image: Path
+    image: images.Encoded
     mask: Path | None
     label: int
     group: str

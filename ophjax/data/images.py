@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -30,6 +31,15 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 """Pillow's names of what is decoded, whatever the suffix says; of its others some start programs (EPS: Ghostscript)."""
 
 ORIENTATION = 0x0112  # the EXIF tag; from 5 on width and height are exchanged
+
+
+class Encoded(Protocol):
+    """An image that is encoded somewhere: a ``Path``, or what else has bytes and, as text, says where."""
+
+    @property
+    def suffix(self) -> str: ...
+
+    def read_bytes(self) -> bytes: ...
 
 
 class Box(NamedTuple):
@@ -99,9 +109,9 @@ def parse_code(text: str) -> MaskCode:
     return MaskCode(parts, background)
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(path: Encoded) -> tuple[int, int]:
     """Reads (width, height) from the header, as the image is displayed (EXIF orientation applied)."""
-    if path.suffix.lower() == dicom.SUFFIX:
+    if isinstance(path, Path) and path.suffix.lower() == dicom.SUFFIX:
         return dicom.size(path)
     with _opened(path) as image:
         width, height = image.size
@@ -112,7 +122,7 @@ def image_size(path: Path) -> tuple[int, int]:
     return width, height
 
 
-def read_image(path: Path, size: int | tuple[int, int], box: Box = WHOLE) -> UInt8[np.ndarray, "h w 3"]:
+def read_image(path: Encoded, size: int | tuple[int, int], box: Box = WHOLE) -> UInt8[np.ndarray, "h w 3"]:
     """Decodes an image to RGB of 8 bits and stretches it, or what lies in ``box``, to a square or to (width, height).
 
     Grey is repeated over the channels, palettes are looked up, transparency is dropped, 16 bits are scaled
@@ -134,7 +144,7 @@ def read_image(path: Path, size: int | tuple[int, int], box: Box = WHOLE) -> UIn
         return np.asarray(image.resize(frame, Image.Resampling.BILINEAR, box.of(*image.size)))
 
 
-def read_whole(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+def read_whole(path: Encoded) -> UInt8[np.ndarray, "h w 3"]:
     """Decodes an image to RGB of 8 bits at its own size, as ``read_image`` does.
 
     Raises:
@@ -260,14 +270,14 @@ def square_around(path: Path, region: UInt8[np.ndarray, "h w"], diameters: float
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Encoded) -> Iterator[Any]:
     from PIL import Image
 
     try:
-        if path.suffix.lower() == dicom.SUFFIX:
+        if isinstance(path, Path) and path.suffix.lower() == dicom.SUFFIX:
             yield Image.fromarray(dicom.picture(path, most=MAX_PIXELS))
             return
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(path if isinstance(path, Path) else io.BytesIO(path.read_bytes()), formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise Image.DecompressionBombError
@@ -288,7 +298,7 @@ def _opened(path: Path) -> Iterator[Any]:
         ) from error
 
 
-def _to_rgb(path: Path, image: Any) -> Any:
+def _to_rgb(path: Encoded, image: Any) -> Any:
     from PIL import Image, ImageOps
 
     image = ImageOps.exif_transpose(image)
@@ -299,7 +309,7 @@ def _to_rgb(path: Path, image: Any) -> Any:
     return image.convert("RGB")
 
 
-def _to_bytes(path: Path, values: np.ndarray) -> np.ndarray:
+def _to_bytes(path: Encoded, values: np.ndarray) -> np.ndarray:
     if values.dtype.kind not in "ui" or values.min() < 0 or values.max() > 65535:
         raise InputError(f"Image {path} is neither of 8 nor of 16 bits. Save it as one of these.")
     return ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)

@@ -63,10 +63,54 @@ def paths_of(config: Any) -> dict[str, str]:
     return {name: value for name, value in given.items() if value and isinstance(value, str)}
 
 
+def folders_of(config: Any) -> list[Path]:
+    """The folders that a configuration's options name."""
+    paths = (Path(value).expanduser() for value in paths_of(config).values())
+    return [path for path in paths if path.is_dir()]
+
+
 def home_of(config: Any) -> Path | None:
     """The prepared folder that one of a configuration's options names; None where there is none."""
-    paths = (Path(value).expanduser() for value in paths_of(config).values())
-    return next((path for path in paths if (path / ABOUT).is_file()), None)
+    return next((path for path in folders_of(config) if (path / ABOUT).is_file()), None)
+
+
+def facts_of(data: Dataset) -> dict[str, Any]:
+    """What is known of a data set beside its examples, as JSON takes it."""
+    facts = {name: list(getattr(data, name)) for name in ("regions", "classes", "domains", "raters")}
+    return {**facts, "scale": data.scale, "note": data.note}
+
+
+def split_of(source: Source, positions: Sequence[int]) -> dict[str, Any]:
+    """What is known of a split beside its examples, of which those at these positions are kept."""
+    place = {position: i for i, position in enumerate(positions)}
+    groups = [[place[i] for i in group if i in place] for group in getattr(source, "groups", [])]
+    return {
+        "names": [source.names[position] for position in positions],
+        "groups": [group for group in groups if group],
+        "example_bytes": size_of(source),
+    }
+
+
+def check(about: dict[str, Any], folder: Path, name: str, config: Any) -> None:
+    """Raises InputError where a prepared folder holds another data set, or one prepared with other options."""
+    if about["name"] != name:
+        raise InputError(f"{folder} holds the data set {about['name']!r}: give --data {about['name']}.")
+    here = options_of(config)
+    other = [
+        f"--data.{key.replace('_', '-')} {value}"
+        for key, value in about["options"].items()
+        if key in here and here[key] != value and not (isinstance(value, str) and not value)
+    ]
+    if other:
+        raise InputError(f"{folder} was prepared with other options. Give {' '.join(other)}, or prepare it anew.")
+
+
+def assemble(about: dict[str, Any], sources: dict[str, Source]) -> Dataset:
+    """Puts a data set together again out of what is known of it and its splits' examples."""
+    facts = {key: tuple(map(str, about[key])) for key in ("regions", "classes", "domains", "raters")}
+    grouped = {split: about["splits"][split]["groups"] for split in sources}
+    splits = {split: Grouped(source, grouped[split]) if grouped[split] else source for split, source in sources.items()}
+    return Dataset(name=about["name"], splits=splits, note=about["note"], scale=int(about["scale"]), **facts)
 
 
 class Writer:
@@ -215,16 +259,9 @@ def prepare(
     splits = {}
     for split, source in data.splits.items():
         chosen = [(position, record) for name, position, record in writer.entries if name == split]
-        place = {position: i for i, (position, _) in enumerate(chosen)}
-        groups = [[place[i] for i in group if i in place] for group in getattr(source, "groups", [])]
-        splits[split] = {
-            "names": [source.names[position] for position, _ in chosen],
-            "records": [record for _, record in chosen],
-            "groups": [group for group in groups if group],
-            "example_bytes": size_of(source),
-        }
-    facts = {name: list(getattr(data, name)) for name in ("regions", "classes", "domains", "raters")}
-    writer.finish({**identity, **facts, "scale": data.scale, "note": data.note, "splits": splits})
+        facts = split_of(source, [position for position, _ in chosen])
+        splits[split] = {**facts, "records": [record for _, record in chosen]}
+    writer.finish({**identity, **facts_of(data), "splits": splits})
 
 
 class Records:
@@ -261,25 +298,16 @@ def read(folder: Path, name: str, config: Any) -> Dataset:
         shards = [str(shard) for shard in about["shards"]]
         if about["format"] != FORMAT or not all(SHARD.fullmatch(shard) for shard in shards):
             raise ValueError("it is of another format")
-        facts = {key: tuple(map(str, about[key])) for key in ("regions", "classes", "domains", "raters")}
         reader = ArrayRecordDataSource([str(folder / shard) for shard in shards])
         most = max((max(one["records"], default=-1) for one in about["splits"].values()), default=-1)
         if most >= len(reader):
             raise ValueError(f"its files hold {len(reader)} records, but number {most} is asked for")
+        splits: dict[str, Source] = {
+            split: Records(one["names"], one["records"], reader, one["example_bytes"])
+            for split, one in about["splits"].items()
+        }
+        found = assemble(about, splits)
     except Exception as error:  # as above
         raise InputError(f"{folder} holds no whole prepared data set ({error}). Prepare it anew.") from error
-    if about["name"] != name:
-        raise InputError(f"{folder} holds the data set {about['name']!r}: give --data {about['name']}.")
-    here = options_of(config)
-    other = [
-        f"--data.{key.replace('_', '-')} {value}"
-        for key, value in about["options"].items()
-        if key in here and here[key] != value and not (isinstance(value, str) and not value)
-    ]
-    if other:
-        raise InputError(f"{folder} was prepared with other options. Give {' '.join(other)}, or prepare it anew.")
-    splits: dict[str, Source] = {}
-    for split, one in about["splits"].items():
-        source: Source = Records(one["names"], one["records"], reader, one["example_bytes"])
-        splits[split] = Grouped(source, one["groups"]) if one["groups"] else source
-    return Dataset(name=name, splits=splits, note=about["note"], scale=int(about["scale"]), **facts)
+    check(about, folder, name, config)
+    return found

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ophjax.data import files, images
-from ophjax.data.pairs import halves, input_only, name_of, pyramid, steps, with_inputs
+from ophjax.data import files, images, tfds
+from ophjax.data.pairs import SCALES, halves, input_only, name_of, pyramid, steps, with_inputs
 from ophjax.data.sources import Cached, Dataset, Example, Source
 from ophjax.data.split import split
 from ophjax.errors import InputError
@@ -28,7 +28,8 @@ class Config:
     Either images only; or HR/ (or NAME_HR/) and beside it LR_bicubic/ (NAME_LR_bicubic/) with X2/, X4/, X8/, whose
     files are called as the image and then x2, x4, x8: Set5 and the other benchmarks, DIV2K, Flickr2K, DF2K. Where a
     scale's folder is missing its files are made by MATLAB's bicubic rule. Of two sets whose names hold train and valid
-    (DIV2K), the second is the test split.
+    (DIV2K), the second is the test split. Or a TFDS data set (array_record) with the features lr and hr: div2k, of
+    which the splits train and validation are taken.
     """
 
     root: str = ""
@@ -53,10 +54,13 @@ class Config:
     """Seed of the draws."""
 
 
+Pictures = dict[str, images.Encoded]
+
+
 class Whole:
     """Whole images with their smaller versions, read from files or made."""
 
-    def __init__(self, pictures: dict[str, Path], smaller: dict[int, dict[str, Path]], config: Config):
+    def __init__(self, pictures: Pictures, smaller: dict[int, Pictures], config: Config):
         self.names = list(pictures)
         self._pictures, self._smaller, self._config = pictures, smaller, config
         # Width and height of the high resolution that has a low one.
@@ -136,9 +140,10 @@ def make(config: Config) -> Dataset:
             "scale, and tiles of at least 16 pixels."
         )
     root = files.folder_at(config.root)
-    sets = find_sets(root, config.scale)
+    stored = tfds.folder_in(root)
+    sets = find_sets(root, config.scale) if stored is None else stored_sets(stored, config.scale)
 
-    def tiles(pictures: dict[str, Path], smaller: dict[int, dict[str, Path]], names: list[str], step: int) -> Source:
+    def tiles(pictures: Pictures, smaller: dict[int, Pictures], names: list[str], step: int) -> Source:
         whole = Whole(
             {name: pictures[name] for name in names},
             {times: {name: paths[name] for name in names} for times, paths in smaller.items()},
@@ -175,7 +180,7 @@ def make(config: Config) -> Dataset:
     )
 
 
-def find_sets(root: Path, scale: int) -> list[tuple[dict[str, Path], dict[int, dict[str, Path]]]]:
+def find_sets(root: Path, scale: int) -> list[tuple[Pictures, dict[int, Pictures]]]:
     """Finds the images of each set and, by how many times the input's size they have, their smaller versions.
 
     Raises:
@@ -183,7 +188,7 @@ def find_sets(root: Path, scale: int) -> list[tuple[dict[str, Path], dict[int, d
     """
     high = [path for path in sorted(root.iterdir()) if path.is_dir() and re.fullmatch(r"(.*_)?HR", path.name)]
     if not high:
-        return [(files.list_images(root), {})]
+        return [(dict(files.list_images(root)), {})]
     if len(high) == 2 and "train" in high[0].name and "valid" in high[1].name:
         return [_read_set(path, scale) for path in high]
     if len(high) > 1:
@@ -194,10 +199,43 @@ def find_sets(root: Path, scale: int) -> list[tuple[dict[str, Path], dict[int, d
     return [_read_set(high[0], scale)]
 
 
-def _read_set(folder: Path, scale: int) -> tuple[dict[str, Path], dict[int, dict[str, Path]]]:
+def stored_sets(folder: Path, scale: int) -> list[tuple[Pictures, dict[int, Pictures]]]:
+    """Finds the images of TFDS' ``div2k``, or of another TFDS data set like it, as ``find_sets``.
+
+    Raises:
+      InputError: its features, its configuration or its scale are not what is wanted.
+    """
+    info, rows, _ = tfds.splits_of(folder, lr="Image", hr="Image")
+    kind = info.get("configName", "")
+    if "train" not in rows or kind.startswith("realistic"):
+        raise InputError(
+            f"{folder} has the configuration {kind or '(none)'} and the splits {', '.join(rows)}; expected a split "
+            f"train, and inputs that are not shifted against the truth. Of div2k take bicubic_x{scale}."
+        )
+    sets: list[tuple[Pictures, dict[int, Pictures]]] = []
+    for name in ("train", "validation"):
+        if name in rows:
+            high, low = (
+                {f"{name}{i:05}": tfds.Stored(rows[name], i, feature, f"{name} in {folder}")
+                 for i in range(len(rows[name]))}
+                for feature in ("hr", "lr")
+            )  # fmt: skip
+            sets.append((dict(high), {1: dict(low)}))
+    sides = [images.image_size(next(iter(pictures.values())))[0] for pictures in (sets[0][0], sets[0][1][1])]
+    found = round(sides[0] / sides[1])
+    if found != scale:
+        how = f"Give --data.scale {found}, or" if found in SCALES else "Take"
+        raise InputError(
+            f"{folder} holds inputs {found} times smaller than the truth, and --data.scale is {scale}. {how} the "
+            f"configuration for that scale: div2k/bicubic_x{scale}."
+        )
+    return sets
+
+
+def _read_set(folder: Path, scale: int) -> tuple[Pictures, dict[int, Pictures]]:
     pictures = files.list_images(folder)
     low = folder.with_name(f"{folder.name.removesuffix('HR')}LR_bicubic")
-    smaller: dict[int, dict[str, Path]] = {}
+    smaller: dict[int, Pictures] = {}
     for times in steps(scale)[:-1]:
         factor = scale // times
         if (low / f"X{factor}").is_dir():
@@ -211,7 +249,7 @@ def _read_set(folder: Path, scale: int) -> tuple[dict[str, Path], dict[int, dict
                     " them, or remove the folder to have all made."
                 )
             smaller[times] = {name: path for name, path in paths.items() if path is not None}
-    return pictures, smaller
+    return dict(pictures), smaller
 
 
 class _Inputs:

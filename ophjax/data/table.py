@@ -108,7 +108,7 @@ def _check_files(records: list[Record], table: Path) -> None:
     twice = [name for name, count in Counter(record.name for record in records).items() if count > 1]
     if twice:
         raise InputError(f"{table} has two rows of one domain for the image(s) {some(twice)}. Keep one of each.")
-    missing = [record.name for record in records if not record.image.is_file()]
+    missing = [record.name for record in records if not (table.parent / record.name).is_file()]
     if missing:
         raise InputError(
             f"{table} names {len(missing)} image(s) that are not there: {some(missing)}. Paths are relative to "

@@ -70,6 +70,26 @@ def test_bad_examples_are_left_out_and_listed(own, tmp_path, capsys):
     }
 
 
+def test_as_a_tfds_data_set(own, tmp_path, capsys):
+    """The same report, the same examples in a run by the folder of --out, and the catalogue's terms beside them."""
+    assert prepare.run(["folder", "--source", str(own), "--data.size", "16"]) == 0
+    checked = capsys.readouterr().out.splitlines()
+    out = tmp_path / "out"
+    words = ["folder", "--source", str(own), "--out", str(out), "--format", "tfds", "--data.size", "16"]
+    assert prepare.run(words) == 0
+    said = capsys.readouterr().out.splitlines()
+    home = out / "folder" / "1.0.0"
+    assert said[:-2] == checked[:-1] and said[-2].startswith(f"{home}: ") and "yours" in (home / "LICENSE").read_text()
+    config = datasets.load("folder").Config(root=str(out / "folder"), size=16)
+    found, direct = (
+        datasets.make("folder", one) for one in (config, dataclasses.replace(config, root=str(own)))
+    )  # fmt: skip
+    for name, value in direct.splits["val"][1].items():
+        np.testing.assert_array_equal(found.splits["val"][1][name], value)
+    with pytest.raises(InputError, match="TFDS adds nothing"):
+        prepare.run(words)
+
+
 @pytest.mark.parametrize(
     ("words", "match"),
     [
