@@ -56,6 +56,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def has_begun(folder: Path) -> bool:
+    """Whether a run has come to its first event. Before it shapes are checked and the start is compiled."""
+    return any(read_events(folder / "metrics.jsonl"))
+
+
 Claim = Literal["new", "resumed", "finished"]
 
 
@@ -91,7 +96,7 @@ def _claim(folder: Path, about: dict[str, Any], *, resume: bool) -> Claim:
         raise InputError(
             f"{folder} exists and holds something else than a run (it has no config.json). Give another --name."
         )
-    if not path.exists() or not (folder / "metrics.jsonl").exists():
+    if not path.exists() or not has_begun(folder):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -100,7 +100,7 @@ def test_one_net_is_asked_for_where_one_is_needed(runs):
     with pytest.raises(InputError, match="2 seeds side by side"):
         read_single(runs / "both")
     assert read_single(runs / "3")["method"] == "fccl"
-    with pytest.raises(InputError, match="--seeds 0"):
+    with pytest.raises(InputError, match=r"--train\.seeds is 0"):
         run.run([*COMMAND, "--seeds", "0"])
     with pytest.raises(InputError, match="--init"):
         run.run([*COMMAND, "--seeds", "2", "--init", f"hyper:{runs}"])
