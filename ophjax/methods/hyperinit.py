@@ -71,7 +71,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 }
 
 # The scores of a comparison's table (patterns over names), the first of which is compared seed by seed.
-SCORES = ("accuracy", "accuracy_*", "dice_*", "auc")
+SCORES = ("accuracy", "accuracy_*", "dice_*", "auc", "retrieval", "restored")
 
 
 @dataclasses.dataclass(frozen=True)
