@@ -35,7 +35,7 @@ def write_whole(path: Path, content: bytes) -> None:
         scratch.unlink(missing_ok=True)
         raise InputError(
             f"{path} could not be written: {error.strerror or error}. What was saved before is whole: make room or "
-            "mend the folder's permissions, then run the same command with --resume."
+            "mend the folder's permissions, then give the same command again (to run.py with --resume)."
         ) from error
 
 
