@@ -194,9 +194,9 @@ def measure(options: argparse.Namespace) -> dict:
     for variant in options.variants:
         other = Bench(options, variant)
         other.enter(other.method.stages[-1])
-        found["step_over_variant"][variant] = in_turns(bench.run, other.run, options.steps)
+        found["step_over_variant"][variant] = times_as_long(bench.run, other.run, options.steps)
         bench.infer(), other.infer()  # compiles
-        found["prediction_over_variant"][variant] = in_turns(bench.infer, other.infer, options.steps)
+        found["prediction_over_variant"][variant] = times_as_long(bench.infer, other.infer, options.steps)
     found["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     about = {"method": options.method, "preset": options.preset, "platform": jax.devices()[0].platform}
     return about | {"devices": jax.device_count()} | found
@@ -216,10 +216,10 @@ def product_speed(size: int = 2048, times: int = 5) -> float:
     return 2 * size**3 / min(taken[1:])
 
 
-def in_turns(ours: Callable[[], float], theirs: Callable[[], float], times: int) -> float:
-    """The median time of one over that of the other, each run after the other so that both see the same machine."""
-    pairs = [(ours(), theirs()) for _ in range(times)]
-    return statistics.median(a for a, _ in pairs) / statistics.median(b for _, b in pairs)
+def times_as_long(ours: Callable[[], float], theirs: Callable[[], float], times: int) -> float:
+    """The median time of one over that of the other, in turns so that both see the same machine."""
+    taken = timing.in_turns({"ours": ours, "theirs": theirs}, times)
+    return statistics.median(taken["ours"]) / statistics.median(taken["theirs"])
 
 
 def convolutions(times: int) -> dict[str, float]:
@@ -285,7 +285,7 @@ def convolutions(times: int) -> dict[str, float]:
 
             return run
 
-        found[name] = in_turns(*(timed(function) for function in pair), times)
+        found[name] = times_as_long(*(timed(function) for function in pair), times)
         print(f"  {name:42} {found[name]:.2f}")
     return found
 

@@ -7,6 +7,7 @@ the command goes on where it was stopped. All other options are those of run.py.
 import argparse
 import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,23 @@ def arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         action="store_true",
         help="train the seeds of a variant in one program; all then see the pictures or split of the first seed",
     )
+    parser.add_argument(
+        "--label", default="", help="in the names of runs and table: keeps apart what has other options"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/compare"), help="folder of the runs and the table")
     return parser.parse_known_args(argv)
+
+
+def stem(options: argparse.Namespace) -> str:
+    """What the names of the runs begin with, and the table's name."""
+    return "-".join(filter(None, (options.method, options.data, options.preset, options.label)))
+
+
+def data_seed(data: str, seed: int) -> list[str]:
+    """The option that draws a data set, or its splits, by a seed; none where it is as it is."""
+    fields = {field.name for field in dataclasses.fields(datasets.load(data).Config)}
+    known = [option for option in ("seed", "split-seed") if option.replace("-", "_") in fields]
+    return [f"--data.{known[0]}", str(seed)] if known else []
 
 
 def flags(changes: dict[str, Any]) -> list[str]:
@@ -62,13 +78,11 @@ def one_run(options: argparse.Namespace, variant: str, seed: int, rest: list[str
     seeds = f"{seed}to{seed + options.seeds - 1}" if options.together else str(seed)
 
     def name(of: str) -> str:
-        return f"{options.method}-{options.data}-{options.preset}-{of}-{seeds}"
+        return f"{stem(options)}-{of}-{seeds}"
 
-    has_seed = any(field.name == "seed" for field in dataclasses.fields(datasets.load(options.data).Config))
-    seed_of_data = "--data.seed" if has_seed else "--data.split-seed"
     argv = [
         "--method", options.method, "--data", options.data, "--preset", options.preset, "--runs", str(options.runs),
-        "--name", name(variant), "--train.seed", str(seed), seed_of_data, str(seed), *rest,
+        "--name", name(variant), "--train.seed", str(seed), *data_seed(options.data, seed), *rest,
     ]  # fmt: skip
     argv += flags(changes) + (["--seeds", str(options.seeds)] if options.together else [])
     if taken:
@@ -76,7 +90,12 @@ def one_run(options: argparse.Namespace, variant: str, seed: int, rest: list[str
     folder = options.runs / name(variant)
     if (folder / "config.json").exists():
         argv.append("--resume")
-    code = run.run(argv)
+    try:
+        code = run.run(argv)
+    except InputError as error:
+        if "--name" not in str(error):
+            raise
+        raise InputError(f"{error} In a comparison, which names its runs itself, that is another --label.") from error
     if code:
         raise SystemExit(code)
     tested = next(e for e in read_events(folder / "metrics.jsonl") if e["event"] == "test")
@@ -95,18 +114,20 @@ def compare(argv: list[str]) -> str:
             f"--variants {sorted(unknown)} --seeds {options.seeds}: expected variants out of {', '.join(chosen)} "
             "and at least one seed, or two --together."
         )
+    if not re.fullmatch(r"[\w-]*", options.label):
+        raise InputError(f"--label {options.label!r}: expected letters, digits, - and _.")
     scores: dict[str, list[dict[str, float]]] = {variant: [] for variant in wanted}
     # Seed by seed, so that a comparison that is stopped has whole ones, and drawn pictures serve all variants.
     for seed in range(options.first_seed, options.first_seed + (1 if options.together else options.seeds)):
         for variant in wanted:
             scores[variant].extend(one_run(options, variant, seed, rest))
     columns = methods.load(options.method).SCORES
-    stem = options.runs / f"{options.method}-{options.data}-{options.preset}"
+    place = options.runs / stem(options)
+    write_whole(place.with_suffix(".json"), (json.dumps(scores, indent=1) + "\n").encode())
     text = table(scores, columns)
-    write_whole(stem.with_suffix(".json"), (json.dumps(scores, indent=1) + "\n").encode())
-    write_whole(stem.with_suffix(".md"), (text + "\n").encode())
-    draw(scores, columns, stem.with_suffix(".png"))
-    return f"{text}\nTable, scores and figure: {stem}.md, .json, .png"
+    write_whole(place.with_suffix(".md"), (text + "\n").encode())
+    draw(scores, columns, place.with_suffix(".png"))
+    return f"{text}\nTable, scores and figure: {place}.md, .json, .png"
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ import presets
 from ophjax import data as datasets
 from ophjax import methods
 from ophjax.errors import DivergedError, InputError, parse_options
-from ophjax.train import host
+from ophjax.train import host, loop
 
 STOPPED = 75
 """Exit code of a run that was asked to stop, saved, and can go on with --resume (EX_TEMPFAIL)."""
@@ -44,7 +44,7 @@ class Options:
     start_from: tuple[str, ...] = ()
     """Networks taken from finished runs instead of random numbers: NETWORK=RUN_FOLDER, e.g. segmenter=runs/first. Or
     their backbones from a file of pretrained weights (ResNet, EfficientNet-B2, ViT; torchvision's or timm's names):
-    NETWORK=FILE.safetensors, e.g. segmenter=resnet34.safetensors."""
+    NETWORK=FILE.safetensors, e.g. segmenter=resnet34.safetensors. With several seeds, each starts from it."""
     init: str = ""
     """hyper:RUN_FOLDER starts every network from the hypernetwork of a run of --method hyperinit; heads stay fresh."""
     beside: Path | None = None
@@ -100,10 +100,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Any]:
         raise InputError("--coordinator, --processes and --process were given without --distributed. Add it.")
     if options.json and not options.dry_run:
         raise InputError("--json was given without --dry-run, whose output it shapes. Add --dry-run, or leave it out.")
-    if options.train.seeds < 1 or (options.init and options.train.seeds > 1):
-        raise InputError(
-            f"--seeds {options.train.seeds}: give 1 or more; with --init, whose hypernetwork starts one net, only 1."
-        )
+    loop.check(options.train)
+    if options.init and options.train.seeds > 1:
+        raise InputError(f"--seeds {options.train.seeds} with --init, whose hypernetwork starts one net: give 1.")
     if Path(options.name).name != options.name or options.name == "..":
         raise InputError(f"--name {options.name!r} is a path; give a plain name, and the folder around it by --runs.")
     return chosen, options
@@ -115,7 +114,7 @@ def run(argv: list[str]) -> int:
     host.cache_programs()
     import jax
 
-    from ophjax.train import checkpoint, hyper, loop, mesh, report, restore, results, runfolder
+    from ophjax.train import checkpoint, hyper, mesh, report, restore, results, runfolder
     from ophjax.train.logs import say
     from ophjax.train.seeds import side_by_side
 
@@ -156,9 +155,10 @@ def run(argv: list[str]) -> int:
         # What prediction and export need to know of the data set, which need not be there then.
         "example": restore.describe_example(data),
     }
-    if options.start_from and not (folder / "metrics.jsonl").exists():  # a new run: refused before it has a folder
-        checkpoint.check_networks(loop.abstract_state(method, data, options.train), options.start_from)
-    if options.init and not (folder / "metrics.jsonl").exists():
+    if options.start_from and not runfolder.has_begun(folder):  # a new run: refused before it has a folder
+        abstract = loop.abstract_state(method, data, options.train)
+        checkpoint.check_networks(abstract, options.start_from, seeds=options.train.seeds)
+    if options.init and not runfolder.has_begun(folder):
         hyper.parse_source(options.init)
     if options.beside and not (options.beside / "config.json").exists():
         raise InputError(
@@ -188,7 +188,8 @@ def run(argv: list[str]) -> int:
             report.write_report(folder)  # the curves show where it went wrong
         raise
     if fitted.stopped:
-        say(f"Stopped and saved. Go on with: {about['command']}{'' if options.resume else ' --resume'}")
+        what = "Stopped and saved" if int(fitted.state.step) else "Stopped before the first step: nothing to save"
+        say(f"{what}. Go on with: {about['command']}{'' if options.resume else ' --resume'}")
         return STOPPED
     scores = results.conclude(method, data, options.train, folder, fitted, alone)
     if jax.process_index() == 0:

@@ -5,6 +5,9 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
+from ophjax.train import loop
+from peers import timing
+
 
 def against_separate(options: argparse.Namespace, start: Callable[..., Any]) -> dict[str, Any]:
     """Times every stage's step for all seeds together, in turns with the step of one seed, and compiles both.
@@ -20,11 +23,12 @@ def against_separate(options: argparse.Namespace, start: Callable[..., Any]) -> 
     one, together = start(options), start(options, seeds=options.seeds)
     found: dict[str, Any] = {"method": options.method, "preset": options.preset, "seeds": options.seeds, "stages": []}
     anew = cached = joint = 0.0
-    for alone, wide in zip(one.method.stages, together.method.stages, strict=True):
-        steps = alone.steps or alone.passes * -(-len(one.data.splits[alone.data]) // one.train.batch_size)
+    counted = loop.count_steps(one.method, one.data, one.train)
+    for alone, wide in zip(counted.stages, together.method.stages, strict=True):
+        steps = alone.steps
         one.enter(alone), together.enter(wide)
-        pairs = [(one.run(), together.run()) for _ in range(options.steps)]
-        ours, theirs = (statistics.median(times) for times in zip(*pairs, strict=True))
+        taken = timing.in_turns({"one": one.run, "together": together.run}, options.steps)
+        ours, theirs = map(statistics.median, taken.values())
         (cold, warm), (cold_together, _) = one.compile(alone), together.compile(wide)
         found["stages"].append(
             {

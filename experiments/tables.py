@@ -1,7 +1,8 @@
 """Tables and figures of comparisons over seeds, and their place in a document: python experiments/tables.py README.md
 
-A comparison of compare.py leaves METHOD-DATA-PRESET.json. In the document, what stands between the lines
-<!-- METHOD-DATA-PRESET --> and <!-- end --> is replaced by the table of that file.
+A comparison of compare.py leaves METHOD-DATA-PRESET.json (with its --label METHOD-DATA-PRESET-LABEL.json). In the
+document, what stands between the lines <!-- METHOD-DATA-PRESET --> and <!-- end --> is replaced by the table of that
+file.
 """
 
 import argparse
@@ -18,8 +19,8 @@ from ophjax import methods
 from ophjax.errors import InputError, as_command
 from ophjax.train.runfolder import write_whole
 
-Scores = dict[str, list[dict[str, float]]]
-"""Of each variant, the method itself first: the test scores, seed by seed."""
+Scores = dict[str, list[dict[str, float | None]]]
+"""Of each variant, the method itself first: the test scores, seed by seed; None was no number."""
 
 
 def spread(values: list[float]) -> str:
@@ -40,18 +41,35 @@ def interval(differences: list[float], samples: int = 10_000) -> tuple[float, fl
 
 
 def columns_of(scores: Scores, patterns: tuple[str, ...]) -> list[str]:
-    """The scores that the patterns name, in their order."""
-    names = dict.fromkeys(name for found in scores.values() for name in found[0])
+    """The scores that the patterns name, in their order.
+
+    Raises:
+      InputError: there is none.
+    """
+    names = dict.fromkeys(name for found in scores.values() for one in found for name in one)
     points = [name for name in names if not name.endswith(("_low", "_high"))]
-    return list(dict.fromkeys(name for pattern in patterns for name in fnmatch.filter(points, pattern)))
+    columns = list(dict.fromkeys(name for pattern in patterns for name in fnmatch.filter(points, pattern)))
+    if not columns:
+        raise InputError(
+            f"No table: its columns are {', '.join(patterns)}, but the runs have {', '.join(points) or 'no scores'}. "
+            "The .json of the comparison holds what there is."
+        )
+    return columns
+
+
+def of_all(found: list[dict[str, float | None]], column: str) -> list[float] | None:
+    """A variant's score seed by seed; None where a seed lacks it, since the others' mean is not comparable."""
+    values = [one.get(column) for one in found]
+    return None if None in values else values
 
 
 def differences(scores: Scores, column: str) -> dict[str, list[float]]:
-    """The method's score minus each other variant's, seed by seed."""
-    main, *others = scores
+    """The method's score minus each other variant's, seed by seed; without those that lack it for a seed."""
+    ours, *others = (of_all(found, column) for found in scores.values())
     return {
-        other: [ours[column] - theirs[column] for ours, theirs in zip(scores[main], scores[other], strict=True)]
-        for other in others
+        name: [one - other for one, other in zip(ours, theirs, strict=True)]
+        for name, theirs in zip(list(scores)[1:], others, strict=True)
+        if ours and theirs
     }
 
 
@@ -64,7 +82,7 @@ def table(scores: Scores, patterns: tuple[str, ...]) -> str:
         f"|---|{'---|' * (len(columns) + 3)}",
     ]
     for variant, found in scores.items():
-        cells = [spread([one[c] for one in found]) if all(c in one for one in found) else "" for c in columns]
+        cells = [spread(values) if (values := of_all(found, column)) else "" for column in columns]
         gain, ends = "", ""
         if mine := gains.get(variant):
             low, high = interval(mine)
@@ -83,14 +101,15 @@ def draw(scores: Scores, patterns: tuple[str, ...], path: Path) -> None:
     figure = Figure(figsize=(10, 0.36 * len(names) + 1.4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     rows = np.arange(len(names))
-    values = np.array([[one[column] for one in found] for found in scores.values()])
+    values = np.array([[one.get(column) for one in found] for found in scores.values()], float)  # NaN is not drawn
     left.plot(values, rows, "|", color="#5b636d", markersize=9)
     left.plot(values.mean(1), rows, "o", color="#2166ac", markersize=7)
     left.set_xlabel(f"{column}: mean, seeds")
     left.set_yticks(rows, names)
     left.invert_yaxis()
     right.axvline(0, color="#5b636d", linewidth=1, linestyle=":")
-    for row, (_, mine) in enumerate(gains.items(), start=1):
+    for name, mine in gains.items():
+        row = names.index(name)
         right.plot(interval(mine), [row, row], color="#b2182b", linewidth=2)
         right.plot(mine, [row] * len(mine), "|", color="#5b636d", markersize=9)
         right.plot([statistics.mean(mine)], [row], "o", color="#b2182b", markersize=7)
@@ -116,7 +135,7 @@ def place(document: str, folder: Path) -> tuple[str, list[str]]:
         done.append(name)
         return f"<!-- {name} -->\n{text}\n<!-- end -->"
 
-    return re.sub(r"<!-- (\w+-\w+-\w+) -->\n.*?<!-- end -->", fresh, document, flags=re.DOTALL), done
+    return re.sub(r"<!-- (\w+-\w+-\w[\w-]*) -->\n.*?<!-- end -->", fresh, document, flags=re.DOTALL), done
 
 
 def run(argv: list[str]) -> str:

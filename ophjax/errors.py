@@ -33,16 +33,17 @@ def unknown(kind: str, given: str, known: list[str] | tuple[str, ...]) -> InputE
     return InputError(f"Unknown {kind} {given!r}. Known: {', '.join(known)}.{hint}")
 
 
-def check_options(config: Any, rules: Mapping[str, tuple[bool, str]]) -> None:
-    """Raises InputError for the first field of a method's configuration that breaks its rule.
+def check_options(config: Any, rules: Mapping[str, tuple[bool, str]], *, part: str = "method") -> None:
+    """Raises InputError for the first field of a configuration that breaks its rule.
 
     Args:
-      config: of a method.
+      config: of a method, or of another part of a run.
       rules: for each field, whether its rule holds and what is expected of it.
+      part: of the run, as its options are named.
     """
     for name, (holds, expected) in rules.items():
         if not holds:
-            option = f"--method.{name.replace('_', '-')}"
+            option = f"--{part}.{name.replace('_', '-')}"
             given = getattr(config, name.replace("-", "_"))
             raise InputError(f"{option} is {given}; expected {expected}. --help explains the options.")
 

@@ -89,6 +89,8 @@ class Method(NamedTuple):
         host; ``examples`` gives the name of each with its outputs and what else is known of it.
       exclusive: the regions of the output ``mask_probs`` exclude each other, so that a pixel belongs to the most
         probable of them and the background; else each region has what it holds with more than one half.
+      own: outputs in coordinates of the net's own, such as features: those of several nets are laid side by side along
+        the last axis, where other outputs are averaged.
     """
 
     init: Callable[[Key, Batch], TrainState]
@@ -100,3 +102,4 @@ class Method(NamedTuple):
     export: Callable[[Key, TrainState, Batch], Outputs] | None = None
     submit: Callable[[Path, Iterable[tuple[str, Mapping[str, np.ndarray]]]], None] | None = None
     exclusive: bool = False
+    own: tuple[str, ...] = ()

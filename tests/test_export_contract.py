@@ -44,7 +44,7 @@ def artefact(tmp_path_factory):
     home = tmp_path_factory.mktemp("export")
     made = make_run("fccl", home / "run")
     (home / "run" / "metrics.jsonl").write_text(
-        '{"event": "test", "scores": {"accuracy": 0.75, "accuracy_low": 0.6, "accuracy_high": 0.9}}\n'
+        '{"event": "test", "step": 1, "scores": {"accuracy": 0.75, "accuracy_low": 0.6, "accuracy_high": 0.9}}\n'
     )
     exporting.run(["--run", str(made.folder), "--out", str(home / "out"), "--licence", "CC0"])
     return home / "out"
@@ -81,6 +81,14 @@ def test_the_card_says_what_it_is(artefact):
         "b x 32 x 32 x 3",
     ):
         assert words in text
+
+
+def test_another_checkpoints_scores_are_not_told(artefact):
+    """The test event is of the run's last state, step 1 here."""
+    run = artefact.parent / "run"
+    assert export.test_scores(run, 1)["accuracy"] == 0.75 and export.test_scores(run, 2) == {}
+    about = export.load(artefact).about
+    assert "There are none" in export.card({**about, "scores": {}}) and "There are none" not in export.card(about)
 
 
 def test_a_batch_size_is_compiled_once(artefact):

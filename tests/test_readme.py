@@ -9,6 +9,8 @@ import flax.linen as nn
 import pytest
 from made_hyper import write_run
 
+from ophjax import methods
+
 README = Path(__file__).parent.parent / "README.md"
 
 
@@ -38,6 +40,16 @@ def test_the_library_examples_run(tmp_path, monkeypatch):
 def commands():
     text = "\n".join(blocks("bash"))
     return sorted({c.split("#")[0].strip() for c in re.findall(r"python experiments/run.py (--method .*)", text)})
+
+
+def test_runs_that_commands_take_are_made_by_others():
+    """By their --name, or by the name that a run has without one; NAME and its like stand for any run."""
+    made = {name for command in commands() for name in re.findall(r"--name (\S+)", command)}
+    made |= {
+        f"{name}-{methods.load(name).DATA}-demo-seed0" for name in methods.METHODS if f"--method {name}" in commands()
+    }
+    taken = {name for name in re.findall(r"\bruns/([\w-]+)", "\n".join(blocks("bash"))) if not name.isupper()}
+    assert taken and taken <= made
 
 
 @pytest.mark.parametrize("command", commands())

@@ -116,7 +116,7 @@ def against_torch(options: Namespace, start: Callable[..., Any]) -> dict[str, An
       start: starts ours: ``bench.Bench``.
 
     Returns:
-      A JSON object. Ratios are ours over PyTorch's, each of two steps next to one another.
+      A JSON object. Ratios are ours over PyTorch's, each of two steps in the same turn.
 
     Raises:
       InputError: the method has no peer, PyTorch is not installed, or JAX does not run on the CPU.

@@ -71,7 +71,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 }
 
 # The scores of a comparison's table (patterns over names), the first of which is compared seed by seed.
-SCORES = ("accuracy", "accuracy_*", "dice_*", "auc")
+SCORES = ("accuracy", "accuracy_*", "dice_*", "auc", "retrieval", "restored")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +204,7 @@ def make(config: Config) -> Method:
 
     Batches hold ``image`` uint8 [b, h, w, 3], ``label`` int32 [b], ``mask`` uint8 [b, h, w, c] with ``mask_weight`` [b]
     where the data set has regions, ``weight`` float32 [b] (0: padding) and ``index`` int32 [b]. Outputs are ``probs``
-    [b, k], the mean over the pool's classifiers, and ``answers`` [b, n], the class that each of them gives;
+    [b, k], the mean over the pool's classifiers, and ``child_probs`` [b, n * k], those of each of them in turn;
     ``mask_probs`` [b, h, w, c], the mean over the U-Nets; ``views`` [b, 2, n * projection] (contrastive); ``error``
     [b, n], the squared error of each U-Net (denoise). Every child answers with predicted parameters, never trained.
 
@@ -348,8 +348,8 @@ def make(config: Config) -> Method:
             ]
             outputs["views"] = jnp.stack([jnp.concatenate(each, -1) for each in found], 1)
         elif classifiers:
-            probs = jnp.stack([jax.nn.softmax(run(i, image)) for i in classifiers], 1)
-            outputs |= {"probs": probs.mean(1), "answers": probs.argmax(-1).astype(jnp.int32)}
+            probs = [jax.nn.softmax(run(i, image)) for i in classifiers]
+            outputs |= {"probs": jnp.stack(probs).mean(0), "child_probs": jnp.concatenate(probs, -1)}
         if unets and denoise:
             noisy = jax.vmap(lambda index, one: spoil(at(key, index), one[None])[0])(batch["index"], image)
             errors = [jnp.square(run(i, noisy) - image).mean((1, 2, 3)) for i in unets]
@@ -375,8 +375,9 @@ def make(config: Config) -> Method:
     def scores(gathered: Mapping[str, np.ndarray]) -> dict[str, float]:
         known = ("dice", "iou", "soft", "retrieval", "restored")
         found = ranking.mean_scores({name: v for name, v in gathered.items() if name.split("_")[0] in known})
-        if "answers" in gathered:
-            right = (gathered["answers"] == gathered["label"][:, None]).mean(0)
+        if "child_probs" in gathered:
+            children = gathered["child_probs"].reshape(len(gathered["label"]), len(classifiers), -1)
+            right = (children.argmax(-1) == gathered["label"][:, None]).mean(0)
             of_mean = ranking.classification_scores(gathered["probs"], gathered["label"])
             found |= {f"ensemble_{name}" if name.startswith("accuracy") else name: v for name, v in of_mean.items()}
             found |= {"accuracy": float(right.mean()), "accuracy_least": float(right.min())}
@@ -387,4 +388,4 @@ def make(config: Config) -> Method:
     if not classifiers:
         watch = "restored" if denoise else f"dice_{config.regions[0]}"
     stage = Stage("pool", config.steps, descend(loss, tx, trains=trained, slot="hyper"), "train", trained)
-    return Method(init, (stage,), predict, metrics, scores, watch=watch)
+    return Method(init, (stage,), predict, metrics, scores, watch=watch, own=("views",))

@@ -340,4 +340,4 @@ def make(config: Config) -> Method:
 
     stream = {"none": "domains", "source-only": "train", "oracle": "labelled"}[config.baseline]
     stage = Stage("adaptation" if adapts else "plain", config.steps, learn, stream, trained)
-    return Method(init, (stage,), predict, metrics, scores, watch=f"auc_{config.domains[0]}")
+    return Method(init, (stage,), predict, metrics, scores, watch=f"auc_{config.domains[0]}", own=("features",))

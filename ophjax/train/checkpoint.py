@@ -252,7 +252,7 @@ def first_line(error: Exception) -> str:
     return text.splitlines()[0][:300] if text else type(error).__name__
 
 
-def check_networks(state: TrainState, sources: Sequence[str]) -> None:
+def check_networks(state: TrainState, sources: Sequence[str], *, seeds: int = 1) -> None:
     """Checks that ``take_networks`` will find what it needs. Only shapes are read: ``state`` may be abstract.
 
     Raises:
@@ -261,42 +261,46 @@ def check_networks(state: TrainState, sources: Sequence[str]) -> None:
     for source in sources:
         name, path = _parse(source)
         if path.is_file():
-            _put_weights(state, name, path)
+            _put_weights(state, name, path, seeds)
             continue
         with closing(Checkpoints(path, read_only=True)) as saved:
             steps = saved.steps()
             found = saved.shapes(steps[-1]) if steps else {"params": {}, "extra": {}}
         networks = (_network(name, found["params"], found["extra"]), _network(name, state.params, state.extra))
         old, new = ({path: leaf.shape for path, leaf in trees.named_leaves(tree).items()} for tree in networks)
-        if name not in found["params"] or old != new:
+        repeated = {path: (seeds, *shape) for path, shape in old.items()} if seeds > 1 else old
+        if name not in found["params"] or new not in (old, repeated):
             raise InputError(
                 f"--start-from {source}: that run has the networks {', '.join(found['params']) or 'none'}, and its "
-                f"{name!r} must have the shapes of this run's. Give it the same sizes (depth, width, regions)."
+                f"{name!r} must have the shapes of this run's. Give it the same sizes (depth, width, regions), and one "
+                "seed or as many as this run's."
             )
 
 
-def take_networks(state: TrainState, sources: Sequence[str]) -> TrainState:
+def take_networks(state: TrainState, sources: Sequence[str], *, seeds: int = 1) -> TrainState:
     """Replaces networks, and their batch statistics, by those of other runs, or their backbones by pretrained ones.
 
     Args:
       state: fresh, for its shapes and shardings.
       sources: ``"NETWORK=RUN_FOLDER"``, of which the newest checkpoint is read, or ``"NETWORK=FILE"`` (see
         ``nets.pretrained``).
+      seeds: of the state, side by side: each has what a single net or file gives, or its own where there are as many.
 
     Raises:
       InputError: as ``check_networks``, or a checkpoint is damaged.
     """
-    check_networks(state, sources)
+    check_networks(state, sources, seeds=seeds)
     for source in sources:
         name, path = _parse(source)
         if path.is_file():
-            name, old = _put_weights(state, name, path)
+            name, old = _put_weights(state, name, path, seeds)
         else:
             with closing(Checkpoints(path, read_only=True)) as saved:
                 found = saved.read(saved.steps()[-1])
             old = _network(name, found["params"], found["extra"])
         new = _network(name, state.params, state.extra)
-        placed = jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), old, new)
+        each = jax.tree.map(lambda leaf, like: leaf if leaf.ndim == like.ndim else np.stack([leaf] * seeds), old, new)
+        placed = jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), each, new)
         stats = state.extra.get("batch_stats", {}) | ({name: placed["stats"]} if placed["stats"] is not None else {})
         state = state.replace(
             params=state.params | {name: placed["params"]},
@@ -305,14 +309,18 @@ def take_networks(state: TrainState, sources: Sequence[str]) -> TrainState:
     return state
 
 
-def _put_weights(state: TrainState, where: str, path: Path) -> tuple[str, dict[str, Any]]:
-    """Puts a file's weights into the backbone at ``NETWORK`` or ``NETWORK/PATH``; gives the network's name and tree."""
+def _put_weights(state: TrainState, where: str, path: Path, seeds: int) -> tuple[str, dict[str, Any]]:
+    """Puts a file's weights into the backbone at ``NETWORK`` or ``NETWORK/PATH``; gives the network's name and tree, in
+    which the file's leaves have no axis of seeds."""
     name = where.partition("/")[0]
     if name not in state.params:
         raise InputError(f"--start-from {where}={path}: this run has the networks {', '.join(state.params)}. Name one.")
     own = _network(name, state.params, state.extra)
-    params, stats = pretrained.load_backbone(path, own["params"], own["stats"], where)
-    return name, {"params": params, "stats": stats}
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:] if seeds > 1 else leaf.shape, leaf.dtype), own)
+    params, stats = pretrained.load_backbone(path, one["params"], one["stats"], where)
+    new = {"params": params, "stats": stats}
+    # What the file does not hold stays as it is.
+    return name, jax.tree.map(lambda leaf, spec, before: before if leaf is spec else leaf, new, one, own)
 
 
 def _parse(source: str) -> tuple[str, Path]:

@@ -129,7 +129,7 @@ def export_run(run: Any, out: Path, *, licence: str = "") -> dict[str, Any]:
         "regions": list(run.regions),
         "exclusive": run.method.exclusive,
         "checkpoint": run.step,
-        "scores": test_scores(run.folder),
+        "scores": test_scores(run.folder, run.step),
         "caution": run.about.get("caution", ""),
         "licence": licence,
         "inputs": {name: {"shape": list(one.shape), "type": str(one.dtype)} for name, one in batch.items()},
@@ -214,11 +214,13 @@ def _outputs(exported: Any) -> dict[str, Any]:
     return jax.tree.unflatten(exported.out_tree, exported.out_avals)
 
 
-def test_scores(folder: Path) -> dict[str, float]:
-    """The scores of the test split that the run ended with; none where it has not ended."""
+def test_scores(folder: Path, step: int) -> dict[str, float]:
+    """The scores of the test split that the state of ``step`` got; none where it was not tested, as only a run's last
+    state is."""
     from ophjax.train.logs import read_events
 
-    tests = [event for event in read_events(folder / "metrics.jsonl") if event.get("event") == "test"]
+    events = read_events(folder / "metrics.jsonl")
+    tests = [event for event in events if event.get("event") == "test" and event.get("step") == step]
     return dict(tests[-1]["scores"]) if tests else {}
 
 
@@ -244,7 +246,9 @@ def card(about: Mapping[str, Any]) -> str:
     ]
     shown = {name: value for name, value in scores.items() if isinstance(value, int | float)}
     lines += (
-        ["| score | value | 95 % interval |", "|---|---|---|"] if shown else ["The run has not ended: there are none."]
+        ["| score | value | 95 % interval |", "|---|---|---|"]
+        if shown
+        else ["There are none: a run tests its last state, and this checkpoint is another or the run has not ended."]
     )
     for name, value in shown.items():
         if not name.endswith(("_low", "_high")):

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from ophjax import trees
 from ophjax.data import pipeline
 from ophjax.data.sources import Balanced, Dataset, Source
-from ophjax.errors import InputError
+from ophjax.errors import InputError, check_options
 from ophjax.keys import at
 from ophjax.nets.recompute import recomputed
 from ophjax.train import mesh as meshes
@@ -61,6 +61,13 @@ class Config:
     def all_seeds(self) -> range:
         """The seeds trained side by side."""
         return range(self.seed, self.seed + self.seeds)
+
+
+def check(config: Config) -> None:
+    """Raises InputError for counts below 1; ``batch_spec`` checks what devices and data must agree with."""
+    counts = ("seeds", "batch_size", "eval_every", "log_every", "keep", "threads")
+    rules = {name.replace("_", "-"): (getattr(config, name) >= 1, "at least 1") for name in counts}
+    check_options(config, rules, part="train")
 
 
 class Fitted(NamedTuple):
@@ -120,10 +127,12 @@ def fit(
         hypernetwork, see ``train.hyper``); not called on resuming.
 
     Raises:
-      InputError: batch and devices do not fit, the checkpoint belongs to something else, or a network that was to be
-        taken over is not there or has other shapes; all of it before anything is compiled.
+      InputError: a count of the configuration is below 1, batch and devices do not fit, the checkpoint belongs to
+        something else, or a network that was to be taken over is not there or has other shapes; all of it before
+        anything is compiled.
       DivergedError: a loss or gradient became NaN or infinite; the last good checkpoint is kept.
     """
+    check(config)
     mesh = meshes.make_mesh(model=config.model_parallel)
     meshes.connect(mesh)
     method = count_steps(method, data, config)
@@ -146,9 +155,10 @@ def fit(
             log.write("resume", stage=method.stages[place.stage].name, step=newest[0])
         else:
             place = Place()
-            check_networks(abstract, start_from)
+            check_networks(abstract, start_from, seeds=config.seeds)
             change = start(at(root, "start"), batch) if start else lambda state: state
-            state = take_networks(change(compile_init(method, batch, shardings)(at(root, "init"))), start_from)
+            state = change(compile_init(method, batch, shardings)(at(root, "init")))
+            state = take_networks(state, start_from, seeds=config.seeds)
             counts = {name: trees.count(tree) for name, tree in abstract.params.items()}
             log.write("start", devices=jax.device_count(), mesh=dict(mesh.shape), parameters=counts)
         while True:

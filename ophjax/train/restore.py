@@ -69,7 +69,8 @@ def restore(folder: Path, *, which: Literal["newest", "best"] = "newest") -> Res
         of the best validation score.
 
     Raises:
-      InputError: the folder holds no run, no checkpoint yet, or one that this version cannot read.
+      InputError: the folder holds no run, no checkpoint yet, none with a score (best), or one that this version cannot
+        read.
     """
     about = read_about(folder)
     try:
@@ -91,7 +92,12 @@ def restore(folder: Path, *, which: Literal["newest", "best"] = "newest") -> Res
         known = saved.steps()
         if not known:
             raise InputError(f"{folder} has no checkpoint yet. Wait for its first, or give another run.")
-        step = known[-1] if which == "newest" else saved.best() or known[-1]
+        step = known[-1] if which == "newest" else saved.best()
+        if step is None:
+            raise InputError(
+                f"No checkpoint of {folder} has a validation score yet (they are of the last stage). Use --checkpoint "
+                "newest."
+            )
         found = saved.read(step)
     batch = {name: jax.ShapeDtypeStruct((1, *spec.shape), spec.dtype) for name, spec in example.items()}
     try:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ophjax.data.sources import Dataset
 from ophjax.keys import at
 from ophjax.train import mesh as meshes
 from ophjax.train.evaluate import compile_forward, gather
-from ophjax.train.logs import EventLog
+from ophjax.train.logs import EventLog, say
 from ophjax.train.loop import Config, Fitted, eval_split, require
 from ophjax.train.runfolder import write_whole
 from ophjax.train.seeds import member
@@ -48,8 +48,7 @@ def conclude(
     scores = method.scores(gathered)
     members = score_members(alone, data, config, fitted) if alone is not None and config.seeds > 1 else {}
     samples = draw_samples(data, config, fitted, key) | export_maps(method, data, config, folder, fitted)
-    if method.submit is not None and jax.process_count() == 1:
-        method.submit(folder / "submission", answers(data, config, fitted, key))
+    write_submission(method, folder, answers(data, config, fitted, key))
     if jax.process_index() == 0:
         write_whole(folder / "predictions.csv", predictions_table(gathered, require(data, "test").names).encode())
         stream = io.BytesIO()
@@ -74,6 +73,16 @@ def score_members(alone: Method, data: Dataset, config: Config, fitted: Fitted) 
         found[str(seed)] = alone.scores(gather(forward, key, state, eval_split(data, "test", config, fitted.mesh),
                                                fitted.mesh))  # fmt: skip
     return {"seeds": found}
+
+
+def write_submission(method: Method, folder: Path, examples: Iterable[tuple[str, dict[str, Any]]]) -> None:
+    """Writes the files of a challenge into ``submission/``, where the method has one and one process has all rows."""
+    if method.submit is None:
+        return
+    if jax.process_count() > 1:
+        say("No submission was written: only a run of one process writes one.")
+        return
+    method.submit(folder / "submission", examples)
 
 
 def answers(data: Dataset, config: Config, fitted: Fitted, key: jax.Array) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -35,7 +35,7 @@ def write_whole(path: Path, content: bytes) -> None:
         scratch.unlink(missing_ok=True)
         raise InputError(
             f"{path} could not be written: {error.strerror or error}. What was saved before is whole: make room or "
-            "mend the folder's permissions, then run the same command with --resume."
+            "mend the folder's permissions, then give the same command again (to run.py with --resume)."
         ) from error
 
 
@@ -54,6 +54,11 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether a run has come to its first event. Before it shapes are checked and the start is compiled."""
+    return any(read_events(folder / "metrics.jsonl"))
 
 
 Claim = Literal["new", "resumed", "finished"]
@@ -91,7 +96,7 @@ def _claim(folder: Path, about: dict[str, Any], *, resume: bool) -> Claim:
         raise InputError(
             f"{folder} exists and holds something else than a run (it has no config.json). Give another --name."
         )
-    if not path.exists() or not (folder / "metrics.jsonl").exists():
+    if not path.exists() or not has_begun(folder):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

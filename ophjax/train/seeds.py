@@ -32,7 +32,8 @@ def side_by_side(method: Method, seeds: Sequence[int]) -> Method:
 
     In its state every leaf of ``params``, ``opt`` and ``extra`` has a first axis of seeds, and batches of training have
     a second one, ``[b, s, ...]`` (see ``Abreast``); the first stays that of the examples, which devices share. Batches
-    of evaluation are one for all. Outputs and exported maps are means over the seeds, integers rounded; logs too.
+    of evaluation are one for all. Outputs and exported maps are means over the seeds, pictures (uint8) rounded; logs
+    too. Only what a net has in coordinates of its own (``Method.own``) is laid side by side.
 
     Args:
       method: of one seed.
@@ -64,7 +65,11 @@ def side_by_side(method: Method, seeds: Sequence[int]) -> Method:
 
     def averaged(function: Callable[[Key, TrainState, Batch], Outputs]) -> Callable[..., Outputs]:
         def together(key: Key, state: TrainState, batch: Batch) -> Outputs:
-            return jax.tree.map(mean, jax.vmap(function, in_axes=(None, over, None))(key, state, batch))
+            outputs = jax.vmap(function, in_axes=(None, over, None))(key, state, batch)
+            return {
+                name: jnp.concatenate(list(value), -1) if name in method.own else mean(value)
+                for name, value in outputs.items()
+            }
 
         return together
 
@@ -77,10 +82,15 @@ def side_by_side(method: Method, seeds: Sequence[int]) -> Method:
 
 
 def mean(of_seeds: jax.Array) -> jax.Array:
-    """The mean over the first axis, in the same type."""
+    """The mean over the first axis, in the same type.
+
+    Raises:
+      TypeError: integers other than uint8 (pictures): the mean of two classes is a third one.
+    """
+    if not (jnp.issubdtype(of_seeds.dtype, jnp.floating) or of_seeds.dtype == jnp.uint8):
+        raise TypeError(f"A method's output of {of_seeds.dtype} cannot be averaged over seeds. Give probabilities.")
     found = of_seeds.mean(0)
-    whole = jnp.issubdtype(of_seeds.dtype, jnp.integer)
-    return (jnp.round(found) if whole else found).astype(of_seeds.dtype)
+    return (jnp.round(found) if of_seeds.dtype == jnp.uint8 else found).astype(of_seeds.dtype)
 
 
 def member(state: TrainState, number: int) -> TrainState:

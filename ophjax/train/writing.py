@@ -26,8 +26,8 @@ class Writer:
     """Writes the predictions of one run into a folder.
 
     ``masks/NAME.png`` (one file, the data set's pixel values, the image's own size), ``overlays/NAME.png`` (outlines),
-    ``maps/OUTPUT/NAME.png`` (other maps [h, w] or [h, w, r] in [0, 1], such as attention), ``pictures/NAME.png``
-    (images), ``arrays/NAME.npz`` (all outputs; maps as float16, in the network's resolution) and ``predictions.csv``.
+    ``maps/OUTPUT/NAME.png`` (other maps [h, w] in [0, 1], such as attention), ``pictures/NAME.png`` (images),
+    ``arrays/NAME.npz`` (all outputs; maps as float16, in the network's resolution) and ``predictions.csv``.
 
     Args:
       out: the folder.

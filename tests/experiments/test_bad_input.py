@@ -68,6 +68,9 @@ def on_folder(folder, *more):
         ((*SMOKE, "--data.cameras", "polaroid"), ("camera 'polaroid'",)),
         ((*SMOKE, "--method.low-level", "5"), ("--method.low-level", "(5,)")),
         ((*SMOKE, "--name", "../other"), ("--name", "../other")),
+        ((*SMOKE, "--train.eval-every", "0"), ("--train.eval-every is 0", "at least 1")),
+        ((*SMOKE, "--train.log-every", "0"), ("--train.log-every is 0",)),
+        ((*SMOKE, "--train.threads", "-1"), ("--train.threads is -1",)),
     ],
 )
 def test_unknown_names(command, tmp_path, argv, words):

@@ -10,7 +10,9 @@ from PIL import Image
 import compare
 import run
 import tables
+from ophjax import data as datasets
 from ophjax import methods
+from ophjax.data import DATASETS
 from ophjax.errors import InputError
 
 VARIANTS = [(method, name) for method in methods.METHODS for name in methods.load(method).VARIANTS]
@@ -38,6 +40,31 @@ def test_the_table_follows_the_methods_columns():
     assert plain == "| plain | 0.450 ± 0.071 |  | 0.250 ± 0.071 [+0.200, +0.300] | +0.200, +0.300 | 2 |"
 
 
+def test_a_score_that_is_no_number_leaves_a_gap(tmp_path):
+    """None is what the log has for NaN. A seed without a score takes its variant out of that column and difference."""
+    none = [{"dice": 0.5}, {"dice": None}]
+    scores = {"ours": [{"auc": None}, {"dice": 0.6}], "plain": SCORES["plain"]}
+    assert tables.table(scores, ("dice",)).splitlines()[2:] == [
+        "| ours |  |  |  | 2 |",
+        "| plain | 0.450 ± 0.071 |  |  | 2 |",
+    ]
+    gaps = {"ours": SCORES["ours"], "none": none, "plain": SCORES["plain"]}
+    _, _, ours, broken, plain = tables.table(gaps, ("dice", "auc")).splitlines()
+    assert ours.startswith("| ours | 0.700") and broken == "| none |  |  |  |  | 2 |" and "[+0.200, +0.300]" in plain
+    tables.draw(gaps, ("dice",), tmp_path / "gaps.png")
+    with pytest.raises(InputError, match="columns are auc_x, but the runs have dice, auc"):
+        tables.table(SCORES, ("auc_x",))
+
+
+@pytest.mark.parametrize("data", DATASETS)
+def test_the_seed_of_the_data_is_an_option_that_it_has(data):
+    words = compare.data_seed(data, 3)
+    fields = {field.name for field in dataclasses.fields(datasets.load(data).Config)}
+    assert words[1:] == ["3"] * bool(words)
+    assert {word.removeprefix("--data.").replace("-", "_") for word in words[:1]} <= fields
+    assert bool(words) == bool({"seed", "split_seed"} & fields)
+
+
 def test_the_interval_of_paired_differences_covers_their_mean():
     """As often as it says: of normal differences with mean 0.3 it leaves the mean out about once in twenty times (a
     little more often, the bootstrap being too narrow for few seeds)."""
@@ -48,7 +75,7 @@ def test_the_interval_of_paired_differences_covers_their_mean():
 
 
 def test_tables_go_to_their_places(tmp_path):
-    (tmp_path / "fccl-lesions-demo.json").write_text(json.dumps(SCORES))
+    (tmp_path / "fccl-lesions-demo.json").write_text(json.dumps({"fccl": [{"psnr": 30.0}]}))
     page = tmp_path / "PAGE.md"
     page.write_text(
         "before\n<!-- fccl-lesions-demo -->\nold\n<!-- end -->\nafter\n<!-- ads-organs-demo -->\nx\n<!-- end -->\n"
@@ -68,6 +95,37 @@ def test_the_figure_is_drawn(tmp_path):
     tables.draw(SCORES, ("dice", "auc"), tmp_path / "figure.png")
     with Image.open(tmp_path / "figure.png") as picture:
         assert picture.size[0] == 1300 and np.asarray(picture.convert("L")).std() > 5
+
+
+def test_a_label_keeps_comparisons_apart(tmp_path, monkeypatch):
+    """It is in the names of runs and table; without it a run in another's folder is told how to be kept apart. The
+    scores are there even where no table can be made of them."""
+    names = []
+
+    def fake(argv):
+        names.append(argv[argv.index("--name") + 1])
+        if (tmp_path / names[-1]).exists():
+            raise InputError("It belongs to another run. Give another --name.")
+        (tmp_path / names[-1]).mkdir()
+        event = {"event": "test", "scores": {"kappa": 0.5} if "xor" in argv else {"unheard": 0.5}}
+        (tmp_path / names[-1] / "metrics.jsonl").write_text(json.dumps(event) + "\n")
+        return 0
+
+    monkeypatch.setattr(run, "run", fake)
+    words = ["--method", "gamma", "--seeds", "1", "--runs", str(tmp_path), "--variants", "additive"]
+    with pytest.raises(InputError, match="No table"):
+        compare.compare(words)
+    assert json.loads((tmp_path / "gamma-eyes-demo.json").read_text())["additive"] == [{"unheard": 0.5}]
+    with pytest.raises(InputError, match="another --label"):
+        compare.compare([*words, "--data.rule", "xor"])
+    said = compare.compare([*words, "--data.rule", "xor", "--label", "xor"])
+    assert "| gamma | 0.500 |" in said and (tmp_path / "gamma-eyes-demo-xor.json").exists()
+    assert names[-2:] == ["gamma-eyes-demo-xor-gamma-0", "gamma-eyes-demo-xor-additive-0"]
+    page = tmp_path / "PAGE.md"
+    page.write_text("<!-- gamma-eyes-demo-xor -->\n<!-- end -->\n")
+    assert tables.run([str(page), "--runs", str(tmp_path)]) == f"{page}: gamma-eyes-demo-xor"
+    with pytest.raises(InputError, match="expected letters"):
+        compare.compare([*words, "--label", "a/b"])
 
 
 def test_seeds_together_are_one_run_of_each_variant(tmp_path, monkeypatch, capsys):

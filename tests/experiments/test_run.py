@@ -18,6 +18,7 @@ from ophjax.train import loop
 from ophjax.train.checkpoint import Checkpoints
 from ophjax.train.estimate import describe
 from ophjax.train.logs import read_events
+from ophjax.types import TrainState
 
 SMOKE = ("--method", "seatrans", "--preset", "smoke")
 
@@ -97,6 +98,13 @@ def test_wrong_networks_are_refused(command, monkeypatch, smoke_run, tmp_path, s
     result = command(*SMOKE, "--runs", tmp_path, "--name", "x", "--start-from", source)
     assert result.code == 2 and words in result.err and source in result.err and result.err.count("\n") == 1
     assert not (tmp_path / "x").exists()
+
+
+def test_a_stop_before_the_first_step_saves_nothing_and_says_so(command, monkeypatch, tmp_path):
+    state = TrainState(step=jax.numpy.zeros((), "int32"), params={}, opt={}, extra={})
+    monkeypatch.setattr(loop, "fit", lambda *_, **__: loop.Fitted(state, None, None, stopped=True))
+    result = command("--method", "fccl", "--preset", "smoke", "--runs", tmp_path)
+    assert result.code == 75 and "nothing to save" in result.out and result.out.strip().endswith("--resume")
 
 
 def test_dry_run(command, tmp_path):

@@ -1,8 +1,23 @@
 """From a challenge's official layout to a submission, by one command, and to its score by another."""
 
+import jax
 import official
 
 from ophjax.data import challenges
+from ophjax.train import results
+from ophjax.types import Method
+
+
+def test_several_processes_write_none_and_say_so(tmp_path, monkeypatch, capsys):
+    written = []
+    method = Method(*[None] * 6, submit=lambda folder, examples: written.append(folder))
+    results.write_submission(method, tmp_path, iter(()))
+    assert written == [tmp_path / "submission"] and not capsys.readouterr().out
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    results.write_submission(method, tmp_path, iter(()))
+    assert len(written) == 1 and "No submission was written" in capsys.readouterr().out
+    results.write_submission(method._replace(submit=None), tmp_path, iter(()))
+    assert not capsys.readouterr().out
 
 
 def test_goals(tmp_path, command):

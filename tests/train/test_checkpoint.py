@@ -132,6 +132,29 @@ def test_networks_of_another_run(saved):
     assert_filled((both.params, both.extra), 5)
 
 
+def test_networks_for_several_seeds(saved, tmp_path):
+    """A single net is given to every seed; a run of as many seeds gives each its own; any other number is refused."""
+
+    def abreast(state, seeds):
+        parts = {name: jax.tree.map(lambda leaf: jnp.stack([leaf] * seeds), getattr(state, name)) for name in
+                 ("params", "opt", "extra")}  # fmt: skip
+        return state.replace(**parts)
+
+    fresh, source = abreast(make_state(0), 3), f"segmenter={saved.folder.parent}"
+    taken = take_networks(fresh, [source], seeds=3)
+    assert jax.tree.map(jnp.shape, taken) == jax.tree.map(jnp.shape, fresh)
+    assert_filled((taken.params["segmenter"], taken.extra["batch_stats"]["segmenter"]), 5)
+    assert_filled(taken.params["diagnosis"], 0)
+    with closing(Checkpoints(tmp_path / "three" / "checkpoints")) as three:
+        three.save(1, abreast(make_state(7), 3), {})
+        three.wait()
+    source = f"segmenter={tmp_path / 'three'}"
+    assert_filled(take_networks(fresh, [source], seeds=3).params["segmenter"], 7)
+    for state, seeds in ((abreast(make_state(0), 2), 2), (make_state(0), 1)):
+        with pytest.raises(InputError, match="one seed or as many as this run's"):
+            check_networks(state, [source], seeds=seeds)
+
+
 @pytest.mark.parametrize(
     ("source", "options", "words"),
     [

@@ -146,7 +146,7 @@ def restored(path):
 def test_config(content):
     with holding("config.json", content) as path:
         loads(restored, path)
-        (path.parent / "metrics.jsonl").touch()
+        (path.parent / "metrics.jsonl").write_text('{"event": "start"}\n')
         loads(lambda path: runfolder.claim(path.parent, ABOUT, resume=True), path)
         assert path.read_bytes() == content, "nothing is overwritten"
         reading.read_run(path.parent)
@@ -154,8 +154,12 @@ def test_config(content):
 
 def test_whole_config():
     with holding("config.json", json.dumps(ABOUT).encode()) as path:
-        (path.parent / "metrics.jsonl").touch()
         assert loads(restored, path)
+        (path.parent / "metrics.jsonl").touch()  # the log is there before the first event
+        for about in (ABOUT, ABOUT | {"data": "phantoms"}, ABOUT):
+            assert runfolder.claim(path.parent, about, resume=False) == "new"
+            assert json.loads(path.read_text()) == about
+        (path.parent / "metrics.jsonl").write_text('{"event": "start"}\n')
         assert runfolder.claim(path.parent, ABOUT, resume=True) == "resumed"
 
 

@@ -1,6 +1,7 @@
 """Runs brought back from their folder: old ones, broken ones; batches that do not fit."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -40,6 +41,16 @@ def test_older_runs_do_not_say_their_shapes(name, tmp_path):
     shapes = {entry: (spec.shape, spec.dtype) for entry, spec in found.example.items()}
     assert {entry: (spec.shape, spec.dtype) for entry, spec in told.items()}.items() <= shapes.items()
     assert trees.count(found.state.params) == trees.count(made.state.params)
+
+
+def test_no_best_checkpoint_is_told(made, tmp_path):
+    """Stages before the last have no score, nor has a score that is no number; the newest is not taken instead."""
+    shutil.copytree(made.folder, tmp_path / "run")
+    for path in (tmp_path / "run" / "checkpoints").glob("*/metrics"):
+        shutil.rmtree(path)
+    with pytest.raises(InputError, match="--checkpoint newest"):
+        restore(tmp_path / "run", which="best")
+    assert restore(tmp_path / "run").step == 1
 
 
 def change(made, tmp_path, **entries):

@@ -15,7 +15,8 @@ from ophjax.train.checkpoint import Checkpoints
 from ophjax.train.logs import read_events
 from ophjax.train.reading import read_run
 from ophjax.train.restore import read_single, restore
-from ophjax.train.seeds import Abreast, mean
+from ophjax.train.seeds import Abreast, mean, side_by_side
+from ophjax.types import Method, TrainState
 
 # One method is enough here: that every method's step works under vmap is a test of the contract.
 COMMAND = ["--method", "fccl", "--preset", "smoke", "--method.steps", "4", "--train.eval-every", "2"]
@@ -99,7 +100,7 @@ def test_one_net_is_asked_for_where_one_is_needed(runs):
     with pytest.raises(InputError, match="2 seeds side by side"):
         read_single(runs / "both")
     assert read_single(runs / "3")["method"] == "fccl"
-    with pytest.raises(InputError, match="--seeds 0"):
+    with pytest.raises(InputError, match=r"--train\.seeds is 0"):
         run.run([*COMMAND, "--seeds", "0"])
     with pytest.raises(InputError, match="--init"):
         run.run([*COMMAND, "--seeds", "2", "--init", f"hyper:{runs}"])
@@ -109,6 +110,19 @@ def test_means_keep_the_type():
     assert mean(jnp.array([[1.0], [2.0]])).tolist() == [1.5]
     found = mean(jnp.array([[10], [255]], jnp.uint8))
     assert found.dtype == jnp.uint8 and found.tolist() == [132]
+    with pytest.raises(TypeError, match="int32"):  # class 1 is not the mean of the classes 0 and 2
+        mean(jnp.array([[0], [2]]))
+
+
+def test_what_is_a_nets_own_is_laid_side_by_side():
+    def predict(key, state, batch):
+        del key
+        return {"probs": batch["x"] * state.params["net"], "features": batch["x"] + state.params["net"]}
+
+    method = side_by_side(Method(None, (), predict, None, None, "auc", own=("features",)), (3, 4))
+    state = TrainState(step=jnp.zeros(()), params={"net": jnp.array([1.0, 3.0])}, opt={}, extra={})
+    found = method.predict(jax.random.key(0), state, {"x": jnp.array([[1.0, 2.0]])})
+    assert found["probs"].tolist() == [[2, 4]] and found["features"].tolist() == [[2, 3, 4, 5]]
 
 
 def test_streams_lie_abreast_and_go_on_where_they_were():

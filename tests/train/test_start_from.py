@@ -1,5 +1,7 @@
 """--start-from NETWORK=FILE: pretrained backbones inside the networks of a run."""
 
+from functools import cache
+
 import jax
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from ophjax.train import loop
 from ophjax.train.checkpoint import check_networks, take_networks
 
 
+@cache
 def shapes(name, **changes):
     config, data_config, train = presets.preset("smoke", name)
     data = datasets.load(methods.load(name).DATA).make(data_config)
@@ -47,6 +50,24 @@ def test_a_backbone_comes_from_a_file_and_nothing_else_changes(weights):
     changed = {path for path in old if not np.array_equal(old[path], new[path])}
     assert changed and all(path.startswith("segmenter/encoder/") for path in changed)
     assert not any("linear" in path for path in changed)
+
+
+def test_every_seed_starts_from_the_file(weights):
+    """Its head, which the file does not give, each seed keeps."""
+    abstract = shapes("seatrans")
+    wide = {part: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype), getattr(abstract, part))
+            for part in ("params", "opt", "extra")}  # fmt: skip
+    abstract = abstract.replace(**wide)
+    check_networks(abstract, [f"diagnosis={weights}"], seeds=2)
+    state = fill(abstract)
+    started = take_networks(state, [f"diagnosis={weights}"], seeds=2)
+    assert jax.tree.map(np.shape, started) == jax.tree.map(np.shape, state)
+    old, new = (trees.named_leaves(one.params["diagnosis"]) for one in (state, started))
+    kernel = draw_resnet(10, 8)["layer2.0.conv2.weight"].transpose(2, 3, 1, 0)
+    (path,) = (name for name in new if name.endswith("stage2/block1/conv2/kernel"))
+    np.testing.assert_array_equal(new[path], [kernel, kernel])
+    (path,) = (name for name in new if name.endswith("backbone/linear/kernel"))
+    np.testing.assert_array_equal(new[path], old[path])
 
 
 def test_which_networks_there_are_is_told(weights):
