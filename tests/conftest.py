@@ -35,14 +35,15 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 class ByFile(LoadScopeScheduling):
-    """Keeps the tests of a file on one core, since they share programs and runs; those of the contract by method.
+    """Keeps the tests of a file on one core, since they share programs and runs; those of every method by method.
 
     Not xdist's own groups: pytest 9.2 takes no notice of the names by which xdist 3.8 tells them apart.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file, test = nodeid.split("::", 1)
-        return test[test.index("[") :] if file.endswith("test_contract.py") else file
+        by_method = file.endswith(("test_contract.py", "test_deployment.py")) and "[" in test
+        return file + test[test.index("[") :] if by_method else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
