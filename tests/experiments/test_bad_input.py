@@ -14,12 +14,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import run
 from ophjax.data import files, phantoms
 from ophjax.errors import InputError
-from ophjax.train import checkpoint, report
+from ophjax.train import checkpoint, host, report
 from ophjax.train.logs import EventLog, read_events
 
 SMOKE = ("--method", "seatrans", "--preset", "smoke")
+# One network that compiles soon, with checkpoints (1 MB each) after steps 6 and 8.
+SMALL = (
+    "--method", "fccl", "--preset", "smoke", "--method.width", 32, "--method.steps", 8, "--train.eval-every", 6,
+)  # fmt: skip
 
 
 def assert_refused(result, *words):
@@ -50,9 +55,9 @@ def folder(tmp_path):
     return root
 
 
-def on_folder(folder, *more):
+def on_folder(folder, *more, base=SMOKE):
     where = ("--data", "folder", "--data.root", folder, "--data.mask-code", "disc=1,2;cup=2")
-    return (*SMOKE, *where, "--runs", folder.parent / "runs", *more)
+    return (*base, *where, "--runs", folder.parent / "runs", *more)
 
 
 # Names and options ---------------------------------------------------------------------------------------------------
@@ -208,27 +213,37 @@ def unfinished(folder: Path, copy: Path) -> Path:
 
 
 def again(command, run_folder, *more):
-    return command(*SMOKE, "--runs", run_folder.parent, "--name", run_folder.name, *more)
+    return command(*SMALL, "--runs", run_folder.parent, "--name", run_folder.name, *more)
 
 
-def test_folder_of_another_run(command, smoke_run, tmp_path):
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """The folder of a finished run of SMALL. Not to be changed; copy it."""
+    runs = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host, "cache_programs", lambda: None)
+        assert run.run([*map(str, SMALL), "--runs", str(runs), "--name", "small"]) == 0
+    return runs / "small"
+
+
+def test_folder_of_another_run(command, small_run, tmp_path):
     """Another option, another method, half a config.json: the run in the folder is left alone."""
-    run_folder = unfinished(smoke_run, tmp_path / "run")
+    run_folder = unfinished(small_run, tmp_path / "run")
     before = sorted((path, path.stat().st_mtime_ns) for path in run_folder.rglob("*"))
     result = again(command, run_folder, "--resume", "--method.lr", "0.5")
-    assert_refused(result, "method.lr was 0.001, now 0.5", "--name")
+    assert_refused(result, "method.lr was 0.003, now 0.5", "--name")
     assert_refused(again(command, run_folder), "unfinished", "--resume")
     assert sorted((path, path.stat().st_mtime_ns) for path in run_folder.rglob("*")) == before
     config = json.loads((run_folder / "config.json").read_text())
     (run_folder / "config.json").write_text(json.dumps(config | {"method": "other"}))
-    assert_refused(again(command, run_folder, "--resume"), "method was 'other', now 'seatrans'")
+    assert_refused(again(command, run_folder, "--resume"), "method was 'other', now 'fccl'")
     (run_folder / "config.json").write_text('{"method": ')
     assert_refused(again(command, run_folder, "--resume"), "config.json cannot be read")
 
 
-def test_checkpoint_of_another_run(command, shell, smoke_run, tmp_path):
+def test_checkpoint_of_another_run(command, shell, small_run, tmp_path):
     """Checkpoints put in from elsewhere, under the right config.json: of another configuration, or other shapes."""
-    run_folder = unfinished(smoke_run, tmp_path / "run")
+    run_folder = unfinished(small_run, tmp_path / "run")
     meta = run_folder / "checkpoints" / "8" / "meta" / "metadata"
     entries = json.loads(meta.read_text())
     entries["config"]["method"]["lr"] = 0.5
@@ -236,18 +251,18 @@ def test_checkpoint_of_another_run(command, shell, smoke_run, tmp_path):
     assert_refused(again(command, run_folder, "--resume"), "checkpoint is of another run", "config")
     # The same meta on a wider net: only the shapes tell.
     config = json.loads((run_folder / "config.json").read_text())
-    config["config"]["method"]["width"] = entries["config"]["method"]["width"] = 16
+    config["config"]["method"]["width"] = entries["config"]["method"]["width"] = 48
     entries["config"]["method"]["lr"] = config["config"]["method"]["lr"]
     meta.write_text(json.dumps(entries))
     (run_folder / "config.json").write_text(json.dumps(config))
-    result = again(shell, run_folder, "--resume", "--method.width", 16)
+    result = again(shell, run_folder, "--resume", "--method.width", 48)
     assert_refused(result, f"Checkpoint {run_folder / 'checkpoints' / '8'}", "does not fit")
 
 
-def test_damaged_checkpoint(command, shell, smoke_run, tmp_path):
+def test_damaged_checkpoint(command, shell, small_run, tmp_path):
     """Half of the notes beside the state, then half of its numbers: the message names the checkpoint. The numbers are
     read in a process of its own, since TensorStore's threads complain into whatever runs next."""
-    run_folder = unfinished(smoke_run, tmp_path / "run")
+    run_folder = unfinished(small_run, tmp_path / "run")
     newest = run_folder / "checkpoints" / "8"
     notes = newest / "meta" / "metadata"
     largest = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
@@ -278,15 +293,15 @@ def test_divergence(command, redraws, tmp_path, eval_every, step):
 
 
 @pytest.mark.parametrize("name", ["report.html", "predictions.csv"])
-def test_full_disk_under_the_results(command, smoke_run, tmp_path, name):
+def test_full_disk_under_the_results(command, small_run, tmp_path, name):
     """The device that is always full stands in for one file; when it is gone, --resume finishes the run."""
-    run_folder = unfinished(smoke_run, tmp_path / "run")
+    run_folder = unfinished(small_run, tmp_path / "run")
     (run_folder / "predictions.csv").unlink()
     (run_folder / f"{name}.part").symlink_to("/dev/full")
     result = again(command, run_folder, "--resume")
     assert_refused(result, str(run_folder / name), os.strerror(errno.ENOSPC), "--resume")
     assert again(command, run_folder, "--resume").code == 0
-    assert (run_folder / "predictions.csv").read_bytes() == (smoke_run / "predictions.csv").read_bytes()
+    assert (run_folder / "predictions.csv").read_bytes() == (small_run / "predictions.csv").read_bytes()
 
 
 def test_full_disk_under_the_log(tmp_path):
@@ -300,10 +315,10 @@ def test_full_disk_under_the_log(tmp_path):
     log.close()  # raises nothing more
 
 
-def test_full_disk_under_a_checkpoint(command, shell, redraws, smoke_run, tmp_path):
-    """No file of the process may grow beyond 400 kB: room for the report, not for a checkpoint (700 kB). The
+def test_full_disk_under_a_checkpoint(command, shell, redraws, small_run, tmp_path):
+    """No file of the process may grow beyond 400 kB: room for the report, not for a checkpoint (1 MB). The
     older checkpoint stays whole, and with room again the run ends as if nothing had been."""
-    run_folder = unfinished(smoke_run, tmp_path / "run")
+    run_folder = unfinished(small_run, tmp_path / "run")
     shutil.rmtree(run_folder / "checkpoints" / "8")
     for name in ("predictions.csv", "samples.npz"):  # the report has no pictures without samples
         (run_folder / name).unlink()
@@ -313,7 +328,7 @@ def test_full_disk_under_a_checkpoint(command, shell, redraws, smoke_run, tmp_pa
         assert kept.steps() == [6]
         kept.read(6)
     assert again(command, run_folder, "--resume").code == 0
-    assert (run_folder / "predictions.csv").read_bytes() == (smoke_run / "predictions.csv").read_bytes()
+    assert (run_folder / "predictions.csv").read_bytes() == (small_run / "predictions.csv").read_bytes()
 
 
 def test_data_deleted_under_the_run(command, redraws, folder, monkeypatch):
@@ -323,11 +338,11 @@ def test_data_deleted_under_the_run(command, redraws, folder, monkeypatch):
     monkeypatch.setattr(files, "Cached", lambda source: source)
     images, away = folder / "images", folder / "away"
     monkeypatch.setattr(report, "write_report", lambda _: images.rename(away) if images.exists() else None)
-    few = ("--method.segmenter-steps", 2, "--method.steps", 2, "--name", "x")
-    result = command(*on_folder(folder, *few))
+    few = ("--method.steps", 4, "--train.eval-every", 2, "--name", "x")
+    result = command(*on_folder(folder, *few, base=SMALL))
     assert_refused(result, "no image file", str(images))
     away.rename(images)
     monkeypatch.setattr(report, "write_report", lambda _: None)
-    assert command(*on_folder(folder, *few, "--resume")).code == 0
+    assert command(*on_folder(folder, *few, "--resume", base=SMALL)).code == 0
     events = [e["event"] for e in read_events(folder.parent / "runs" / "x" / "metrics.jsonl")]
     assert events.count("resume") == 1 and events[-1] == "finish"

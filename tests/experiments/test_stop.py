@@ -14,11 +14,8 @@ from ophjax.train.logs import read_events
 
 pytestmark = pytest.mark.slow
 
-# Six steps in each stage and a checkpoint after every third: the programs are those of the smoke preset.
-COMMAND = (
-    "--method", "goals", "--preset", "smoke", "--method.segmenter-steps", 6, "--method.steps", 6,
-    "--train.eval-every", 3,
-)  # fmt: skip
+# A checkpoint after every third step; the contract stops and resumes methods of several stages in one process.
+COMMAND = ("--method", "fccl", "--preset", "smoke", "--method.steps", 12, "--train.eval-every", 3)
 
 
 def final(folder):
