@@ -92,9 +92,14 @@ def save(path: Path, pixels: np.ndarray) -> None:
 
 
 def drawn(method: Method, batch: Mapping[str, Any], seed: int = 0) -> TrainState:
-    """A fresh state without compiling ``method.init``: kernels of He's spread, scales and variances 1, all else 0.
+    """A fresh state without compiling ``method.init``, see ``drawn_like``."""
+    return drawn_like(jax.eval_shape(method.init, jax.random.key(0), batch), seed)
 
-    For tests of steps; what a method's own start holds beyond that (a zero last layer, say) is not here.
+
+def drawn_like(shapes: Any, seed: int = 0) -> Any:
+    """Arrays of the shapes of an initialisation: kernels of He's spread, scales and variances 1, all else 0.
+
+    For tests of steps; what a net's own start holds beyond that (a zero last layer, say) is not here.
     """
     rng = np.random.default_rng(seed)
 
@@ -104,4 +109,4 @@ def drawn(method: Method, batch: Mapping[str, Any], seed: int = 0) -> TrainState
             return np.asarray(rng.normal(0, np.sqrt(2 / np.prod(leaf.shape[:-1])), leaf.shape), leaf.dtype)
         return np.full(leaf.shape, name in ("scale", "var"), leaf.dtype)
 
-    return jax.tree.map(jnp.asarray, trees.map_named(draw, jax.eval_shape(method.init, jax.random.key(0), batch)))
+    return jax.tree.map(jnp.asarray, trees.map_named(draw, shapes))

@@ -109,17 +109,18 @@ def test_a_stop_before_the_first_step_saves_nothing_and_says_so(command, monkeyp
 
 def test_dry_run(command, tmp_path):
     """As JSON the last line is one object; in words the same numbers stand. Nothing is written."""
-    result = command(*SMOKE, "--runs", tmp_path / "runs", "--dry-run", "--json")
+    small = ("--method", "goals", "--preset", "smoke")  # two stages that compile soon
+    result = command(*small, "--runs", tmp_path / "runs", "--dry-run", "--json")
     assert result.code == 0, result.err
     plan = json.loads(result.out.splitlines()[-1])
-    assert (plan["method"], plan["data"], plan["preset"]) == ("seatrans", "phantoms", "smoke")
+    assert (plan["method"], plan["data"], plan["preset"]) == ("goals", "bscans", "smoke")
     assert plan["mesh"] == {"data": 8, "model": 1} and plan["devices"] == 8 and plan["platform"] == "cpu"
-    assert [stage["name"] for stage in plan["stages"]] == ["segmenter", "diagnosis"]
-    assert plan["batch_size"] == 8 and plan["image"] == [32, 32, 3]
+    assert [stage["name"] for stage in plan["stages"]] == ["segmenter", "classifier"]
+    assert plan["batch_size"] == 8 and plan["image"] == [32, 48, 3]
     assert plan["flops_per_step"] == max(stage["flops_per_step"] for stage in plan["stages"]) > 1e6
     assert plan["bytes_per_device"] > 4 * sum(plan["networks"].values()), "parameters alone are float32"
     # Parameters and Adam's two moments of each network, four bytes each, and some hundred numbers of statistics.
-    assert plan["state_bytes"] == pytest.approx(12 * sum(plan["networks"].values()), rel=0.02)
+    assert plan["state_bytes"] == pytest.approx(12 * sum(plan["networks"].values()), rel=0.05)
     words = describe(plan)
     assert "data 8 x model 1" in words and f"segmenter: {plan['networks']['segmenter']:,} parameters" in words
     assert not (tmp_path / "runs").exists()

@@ -263,20 +263,6 @@ def test_variants(variant, start):
     assert ("expertness" in state.params) == (changes.get("target") is None) == (method.export is not None)
 
 
-@pytest.mark.slow
-def test_take_and_give_learns(batch):
-    """Three steps of the method's own segmenter on one batch: finite, the loss lower, every weight moved."""
-    method, _, _ = build("take-and-give", diagnosis_steps=0)
-    step, state = jax.jit(method.stages[-1].step), drawn(method, batch)
-    before, losses = trees.named_leaves(state.params["segmenter"]), []
-    for _ in range(3):
-        state, logs = step(jax.random.key(1), state, batch)
-        losses.append(float(logs["loss"]))
-    assert np.isfinite(losses).all() and losses[-1] < losses[0], losses
-    after = trees.named_leaves(state.params["segmenter"])
-    assert not [path for path, leaf in before.items() if np.array_equal(leaf, after[path])]
-
-
 def test_drishti(real_data):
     """The diagnosis side on real data: the copy of Drishti-GS1 at hand has one fused mask for an image, then the
     single rater; every stage traces with what its batches hold."""

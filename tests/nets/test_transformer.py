@@ -36,10 +36,6 @@ def normal(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
-def initial(module: nn.Module, *inputs: Any) -> dict:
-    return jit(lambda key, *inputs: module.init(key, *inputs, train=False))(jax.random.key(0), *inputs)
-
-
 def anyhow(module: nn.Module, *inputs: Any) -> dict:
     """Random parameters, none at its special initial value (zero, one), without compiling the initialisation."""
     shapes = jax.eval_shape(lambda *inputs: module.init(jax.random.key(0), *inputs, train=False), *inputs)
@@ -83,11 +79,15 @@ def test_cross_attention_by_hand() -> None:
 def test_identity_at_initialisation(block: str, fusion: str) -> None:
     diag, segs = normal(0, 2, 6, 6, 4), (normal(1, 2, 2, 2, 3), normal(2, 2, 4, 4, 3))
     module = SeAFusion(heads=2, tokens=3, block=block, scale_fusion=fusion)
-    variables = initial(module, diag, segs)
+    variables = anyhow(module, diag, segs)
+    blocks = variables["params"]["blocks"]
+    # Only what writes back is initialised as it is: the rest of the initialisation need not be compiled.
+    fresh = jit(lambda key: module.init(key, diag, segs, train=False)["params"]["blocks"]["write"])(jax.random.key(0))
+    initial = {"params": variables["params"] | {"blocks": blocks | {"write": fresh}}}
     rngs = {"drop_path": jax.random.key(5)}
     apply = jit(lambda v: module.apply(v, diag, segs, train=True, rngs=rngs)[0])
-    np.testing.assert_array_equal(apply(variables), diag)
-    assert np.abs(apply(anyhow(module, diag, segs)) - diag).max() > 0.01
+    np.testing.assert_array_equal(apply(initial), diag)
+    assert np.abs(apply(variables) - diag).max() > 0.01
 
 
 # Spec (k) 3: at first only the zero projection learns; once it has moved, everything does.
@@ -279,9 +279,9 @@ def test_parameter_count_at_the_paper_scale(fusion: str, level: int, count: int)
 @pytest.mark.parametrize("wrong", [{"block": "see"}, {"encoder_query": "both"}, {"scale_fusion": "sum"}])
 def test_a_wrong_choice_lists_the_right_ones(wrong: dict) -> None:
     with pytest.raises(InputError, match="Known"):
-        initial(SeAFusion(heads=1, **wrong), normal(0, 1, 2, 2, 2), [normal(0, 1, 2, 2, 2)])
+        anyhow(SeAFusion(heads=1, **wrong), normal(0, 1, 2, 2, 2), [normal(0, 1, 2, 2, 2)])
 
 
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(InputError, match="divisible"):
-        initial(SeAFusion(heads=3), normal(0, 1, 2, 2, 4), [normal(0, 1, 2, 2, 2)])
+        anyhow(SeAFusion(heads=3), normal(0, 1, 2, 2, 4), [normal(0, 1, 2, 2, 2)])
