@@ -315,7 +315,7 @@ def write(
             Builder(data_dir=str(folder), file_format="array_record").download_and_prepare(
                 download_dir=scratch, download_config=options
             )
-    except InputError:
+    except (InputError, ImportError):
         raise
     except Exception as error:  # as in opened
         raise InputError(

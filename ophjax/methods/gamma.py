@@ -32,7 +32,7 @@ DATA = "eyes"
 # Changes to Config: nets for two CPU cores, and for tests that learn nothing.
 DEMO: dict[str, Any] = dict(
     fusion="interaction", hidden=32, depth=10, width=8, stem="small", schedule="cosine", lr=2e-3, steps=400,
-    locator_depth=18, locator_width=8, locator_lr=2e-3, locator_steps=300, segmenter="unet", segmenter_width=8,
+    locator_depth=10, locator_width=8, locator_lr=2e-3, locator_steps=900, segmenter="unet", segmenter_width=8,
     levels=3, segmenter_lr=5e-3, segmenter_steps=400, dice_weight=1.0,
 )  # fmt: skip
 SMOKE: dict[str, Any] = dict(

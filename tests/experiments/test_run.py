@@ -158,11 +158,9 @@ def test_the_paper_preset():
 VARIANTS = [
     {"baseline": "image-only", "norm": "group", "classes": ("none", "early", "late")},
     {"baseline": "mask-concat", "control": "labels"},
-    {"baseline": "same-scale", "control": "features"},
-    {"baseline": "single-attention", "dtype": "bfloat16"},
+    {"baseline": "same-scale", "control": "features", "freeze_segmenter": False, "schedule": "cosine", "flip": False},
+    {"baseline": "single-attention", "dtype": "bfloat16", "low_level": (1, 2, 3), "scales": (1, 3), "stem": "small"},
     {"scale_fusion": "concat", "encoder_query": "diag"},
-    {"freeze_segmenter": False, "schedule": "cosine", "flip": False},
-    {"low_level": (1, 2, 3), "scales": (1, 3), "stem": "small"},
 ]
 
 
