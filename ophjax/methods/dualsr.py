@@ -48,8 +48,7 @@ DATA = "textures"
 
 # Changes to Config: a net for one CPU core (2x), and one for tests that learns nothing.
 DEMO: dict[str, Any] = dict(
-    blocks=3, width=12, patch=32, dual_width=16, dual_steps=800, dual_lr=1e-2, freeze_dual=True, dual_weight=1.0,
-    lr=3e-3, steps=600, compress_patch=32, search_steps=100, search_lr=3e-4, numbers_lr=0.03, selection_batches=4,
+    blocks=3, width=12, patch=32, dual_width=16, dual_steps=3000, dual_lr=1e-2, lr=3e-3, steps=600, compress_patch=32, search_steps=100, search_lr=3e-4, numbers_lr=0.03, selection_batches=4,
     refit_lr=2e-5, tune_steps=150, tune_lr=3e-4,
 )  # fmt: skip
 SMOKE: dict[str, Any] = dict(
@@ -66,8 +65,9 @@ _EQUAL: dict[str, Any] = _SHORT | dict(widths="uniform")
 _TAKEN = ("primal", "dual")
 # What a comparison runs beside the method itself: changes to Config, and the networks taken over from its run.
 VARIANTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    "primal-only": (dict(dual_weight=0.0, freeze_dual=False), ()),
-    "joint": (dict(dual_steps=0, freeze_dual=False, dual_weight=0.1), ()),
+    "primal-only": (dict(dual_weight=0.0), ()),
+    "joint": (dict(dual_steps=0), ()),
+    "frozen": (dict(freeze_dual=True), ()),
     "narrow": (dict(narrow=0.5), ()),
     "searched": (_SHORT, _TAKEN),
     "guided": (_EQUAL, _TAKEN),
