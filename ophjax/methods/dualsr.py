@@ -48,8 +48,8 @@ DATA = "textures"
 
 # Changes to Config: a net for one CPU core (2x), and one for tests that learns nothing.
 DEMO: dict[str, Any] = dict(
-    blocks=3, width=12, patch=32, dual_width=16, dual_steps=3000, dual_lr=1e-2, lr=3e-3, steps=600, compress_patch=32, search_steps=100, search_lr=3e-4, numbers_lr=0.03, selection_batches=4,
-    refit_lr=2e-5, tune_steps=150, tune_lr=3e-4,
+    blocks=3, width=12, patch=32, dual_width=16, dual_steps=3000, dual_lr=1e-2, lr=3e-3, steps=600, compress_patch=32,
+    search_steps=100, search_lr=3e-4, numbers_lr=0.03, selection_batches=4, refit_lr=2e-5, tune_steps=150, tune_lr=3e-4,
 )  # fmt: skip
 SMOKE: dict[str, Any] = dict(
     blocks=2, width=8, patch=32, augment=False, dual_width=4, dual_steps=2, dual_lr=2e-4, lr=2e-4, steps=2, ratio=0.3,
