@@ -298,7 +298,7 @@ def main() -> int:
         import jax
 
         jax.config.update("jax_num_cpu_devices", options.devices)
-    host.cache_programs()
+    host.prepare_compiler()
     host.keep_memory()
     if options.dfgt:
         found = search_rates(options.dfgt, options.size, options.preset, min(options.steps, options.dfgt))

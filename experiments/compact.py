@@ -85,7 +85,7 @@ def run(argv: list[str]) -> str:
 
 def main() -> int:
     """Runs the command; what the user can mend is one paragraph and exit code 2."""
-    host.cache_programs()
+    host.prepare_compiler()
     return as_command(run)
 
 

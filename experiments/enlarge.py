@@ -113,7 +113,7 @@ def run(argv: list[str]) -> dict[str, tuple[float, float]]:
 
 def main() -> int:
     """Runs the command; what the user can mend is one paragraph and exit code 2."""
-    host.cache_programs()
+    host.prepare_compiler()
     return as_command(run)
 
 

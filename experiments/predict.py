@@ -140,7 +140,7 @@ def enlarged(found: Any, inputs: dict[str, Any], options: argparse.Namespace, do
 
 def main() -> int:
     """Runs the command; what the user can mend is one paragraph and exit code 2."""
-    host.cache_programs()
+    host.prepare_compiler()
     return as_command(run)
 
 

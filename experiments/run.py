@@ -111,7 +111,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Any]:
 def run(argv: list[str]) -> int:
     """Runs a command line and returns the exit code."""
     chosen, options = parse(argv)
-    host.cache_programs()
+    host.prepare_compiler()
     import jax
 
     from ophjax.train import checkpoint, hyper, mesh, report, restore, results, runfolder

@@ -68,7 +68,7 @@ def data_of(name: str, rest: list[str]) -> Any:
 def transfer(argv: list[str]) -> int:
     """Runs the trials that are not there yet, then writes table and figure."""
     options, rest = arguments(argv)
-    host.cache_programs()
+    host.prepare_compiler()
     import jax
     import numpy as np
     from tqdm import tqdm

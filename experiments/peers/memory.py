@@ -60,7 +60,7 @@ def ours(method: str, config: dict[str, Any], batches: dict[str, Any]) -> Any:
     import jax
 
     from ophjax import methods
-    from ophjax.train import loop, mesh
+    from ophjax.train import host, loop, mesh
 
     module = methods.load(method)
     made = module.make(module.Config(**config))
@@ -78,6 +78,7 @@ def ours(method: str, config: dict[str, Any], batches: dict[str, Any]) -> Any:
                 state, _ = jax.block_until_ready(step(jax.random.key(0), state, batch))
 
             run()
+            host.release_memory()  # as the loop does
             yield run
 
 
@@ -103,7 +104,7 @@ def main() -> None:
         from ophjax import methods
         from ophjax.train import host, loop  # noqa: F401
 
-        host.cache_programs()
+        host.prepare_compiler()
         host.keep_memory()
         methods.load(method)
         jax.devices()

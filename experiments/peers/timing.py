@@ -155,6 +155,8 @@ def against_torch(options: Namespace, start: Callable[..., Any]) -> dict[str, An
                 theirs.run()
                 runs[mode] = theirs.run
             except Exception as error:  # whatever the compiler's own parts raise
+                if not theirs.compiled:
+                    raise
                 failed[mode] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
         bench.run()
         taken = in_turns(runs, options.steps)

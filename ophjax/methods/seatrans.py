@@ -47,7 +47,7 @@ DEMO: dict[str, Any] = dict(
 )  # fmt: skip
 SMOKE: dict[str, Any] = dict(
     segmenter_depth=10, segmenter_width=8, decoder_width=4, depth=10, width=8, tokens=4,
-    segmenter_lr=3e-3, lr=1e-3, segmenter_steps=4, steps=4,
+    low_level=(1,), segmenter_lr=3e-3, lr=1e-3, segmenter_steps=4, steps=4,
 )  # fmt: skip
 
 # Changes to the loop's configuration, by preset.

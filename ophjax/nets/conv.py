@@ -12,7 +12,7 @@ On CPUs most convolutions carry their own gradient: reverse mode (``grad``, ``vj
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -82,17 +82,9 @@ def _conv2d_on_cpu(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -
 
 def depthwise2d(x: Float[Array, "b h w c"], kernel: Float[Array, "k k 1 c"]) -> Float[Array, "b h w c"]:
     """Convolves every channel with its own odd square kernel, stride 1, size kept by zero padding."""
-    size, channels = kernel.shape[0], kernel.shape[3]
-    padding = (size - 1) // 2
-
-    def by_taps(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        height, width = x.shape[1:3]
-        padded = _pad(x, padding)
-        taps = kernel.reshape(size, size, 1, 1, 1, channels)
-        shifted = (padded[:, i : i + height, j : j + width] * taps[i, j] for i in range(size) for j in range(size))
-        return sum(shifted, start=jnp.zeros((), x.dtype))
-
-    return _choose(by_taps, lambda x, kernel: _lax_conv(x, kernel, 1, padding, groups=channels), x, kernel)
+    channels = kernel.shape[3]
+    padding = (kernel.shape[0] - 1) // 2
+    return _choose(_depthwise, lambda x, kernel: _lax_conv(x, kernel, 1, padding, groups=channels), x, kernel)
 
 
 def conv_each(x: Float[Array, "b h w c"], kernels: Float[Array, "b k k c d"]) -> Float[Array, "b h w d"]:
@@ -126,6 +118,32 @@ def upsample2x2(x: Float[Array, "b h w c"], kernel: Float[Array, "2 2 c d"]) -> 
     return y.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, features)
 
 
+# Which of a kernel's three taps fall on one pixel, where pixels are doubled: [even or odd position, two pixels, taps].
+_ON_ONE_PIXEL = (((1, 0, 0), (0, 1, 1)), ((1, 1, 0), (0, 0, 1)))
+
+
+def double(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
+    """Doubles the size by repeating each pixel."""
+    return x.repeat(2, axis=1).repeat(2, axis=2)
+
+
+def conv_doubled(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]) -> Float[Array, "b 2*h 2*w d"]:
+    """Convolves ``double(x)``, padded with one zero on each side, without repeating anything.
+
+    Nine taps meet four different pixels: each of the four kinds of output positions has a 2x2 kernel of its own, which
+    is 16 products in place of 36. Equal to ``conv2d(double(x), kernel)`` to rounding.
+    """
+    if as_lax.value:
+        return conv2d(double(x), kernel)
+    batch, height, width, _ = x.shape
+    on_one = jnp.asarray(_ON_ONE_PIXEL, kernel.dtype)
+    folded = jnp.einsum("ami,bnj,ijcd->mncabd", on_one, on_one, kernel)
+    y = conv2d(x, folded.reshape(2, 2, x.shape[3], -1), padding=1)
+    y = y.reshape(batch, height + 1, width + 1, 2, 2, kernel.shape[3])
+    rows = [jnp.stack([y[:, i : i + height, j : j + width, i, j] for j in (0, 1)], axis=3) for i in (0, 1)]
+    return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, -1)
+
+
 def max_pool(x: Float[Array, "b h w c"], *, size: int, stride: int, padding: int = 0) -> Float[Array, "b i j c"]:
     """Takes the maximum over square windows, PyTorch's padding (of minus infinity).
 
@@ -156,6 +174,7 @@ class Conv(nn.Module):
       size: side of the kernel.
       stride: step between output positions.
       padding: zeros on each side; None: ``(size - 1) // 2``.
+      doubled: convolves ``double(x)`` in place of ``x``; for a 3x3 kernel of stride 1.
       use_bias: adds a learned constant to each channel.
       kernel_init, dtype, param_dtype: as in ``flax.linen.Conv``.
     """
@@ -164,6 +183,7 @@ class Conv(nn.Module):
     size: int = 3
     stride: int = 1
     padding: int | None = None
+    doubled: bool = False
     use_bias: bool = True
     kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
     dtype: Any = jnp.float32
@@ -173,7 +193,13 @@ class Conv(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-        y = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, padding=self.padding)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        if self.doubled:
+            if (self.size, self.stride, self.padding) != (3, 1, None):
+                raise ValueError("doubled is for a 3x3 kernel of stride 1 with its own padding")
+            y = conv_doubled(x, kernel)
+        else:
+            y = conv2d(x, kernel, stride=self.stride, padding=self.padding)
         return _add_bias(self, y) if self.use_bias else y
 
 
@@ -298,6 +324,35 @@ def _kernel_gradient(x: jax.Array, g: jax.Array, size: int, stride: int, padding
         dimension_numbers=_NHWC,
     )
     return y.transpose(1, 2, 0, 3)
+
+
+@jax.custom_vjp
+def _depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    taps = kernel[:, :, None, None]  # [k, k, 1, 1, 1, c]
+    return sum((tap * taps[i, j] for i, j, tap in _taps(x, kernel.shape[0])), start=jnp.zeros((), x.dtype))
+
+
+def _depthwise_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    # Derived by JAX, each tap's product would keep its weights as large as the images.
+    return _depthwise(x, kernel), (x, kernel)
+
+
+def _depthwise_backward(residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = residuals
+    of_kernel = jnp.stack([(tap * g).sum((0, 1, 2)) for _, _, tap in _taps(x, kernel.shape[0])])
+    return _depthwise(g, kernel[::-1, ::-1]), of_kernel.reshape(kernel.shape)
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def _taps(x: jax.Array, size: int) -> Iterator[tuple[int, int, jax.Array]]:
+    """Yields what each tap (i, j) of an odd kernel meets where the size is kept."""
+    height, width = x.shape[1:3]
+    padded = _pad(x, (size - 1) // 2)
+    for i in range(size):
+        for j in range(size):
+            yield i, j, padded[:, i : i + height, j : j + width]
 
 
 def _pad(x: jax.Array, padding: int) -> jax.Array:

@@ -8,15 +8,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from ophjax.nets.blocks import crop_to, make_norm, pad_to_multiple
-from ophjax.nets.conv import Conv, DepthwiseConv, max_pool
+from ophjax.nets.conv import Conv, DepthwiseConv, double, max_pool
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
-
-
-def double(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
-    """Doubles the size by repeating each pixel."""
-    return x.repeat(2, axis=1).repeat(2, axis=2)
 
 
 class ShrinkBlock(nn.Module):
@@ -40,26 +35,29 @@ class ShrinkBlock(nn.Module):
 
 
 class GrowBlock(nn.Module):
-    """Twice ReLU, 3x3, norm; then doubled; beside a 1x1 of the doubled input.
+    """Twice ReLU, 3x3, norm, beside a 1x1; the sum is doubled in size by what comes after.
 
-    The original's transposed 3x3 of stride 1 is a convolution with the kernel turned round: the same net, the same
-    parameters.
+    The original doubles at the end of a block. Here it is left to the next layer (``doubled``), which need not repeat
+    a pixel: the same net. The original's transposed 3x3 of stride 1 is a convolution with the kernel turned round: the
+    same parameters.
     """
 
     features: int
+    doubled: bool
     norm: str
     dtype: Any
     param_dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b 2*h 2*w d"]:
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b i j d"]:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         y = x
         for i in (1, 2):
-            y = Conv(self.features, name=f"conv{i}", **types)(nn.relu(y))
+            y = Conv(self.features, doubled=self.doubled and i == 1, name=f"conv{i}", **types)(nn.relu(y))
             y = make_norm(self.norm, self.features, train=train, name=f"norm{i}", **types)(y)
         # A 1x1 gives the same before as after the doubling, at a quarter of the work.
-        return double(y + Conv(self.features, 1, name="shortcut", **types)(x))
+        shortcut = Conv(self.features, 1, name="shortcut", **types)(x)
+        return y + (double(shortcut) if self.doubled else shortcut)
 
 
 class UShape(nn.Module):
@@ -86,8 +84,8 @@ class UShape(nn.Module):
         self.stem = Conv(self.width, stride=2, padding=0, **types)
         shrink, grow = (2, 4, 8), (8, 4, 2, 1)
         self.encoder = [ShrinkBlock(self.width * k, self.norm, **types) for k in shrink]
-        self.decoder = [GrowBlock(self.width * k, self.norm, **types) for k in grow]
-        self.head = Conv(self.classes, **types)
+        self.decoder = [GrowBlock(self.width * k, i > 0, self.norm, **types) for i, k in enumerate(grow)]
+        self.head = Conv(self.classes, doubled=True, **types)
 
     @nn.compact
     def encode(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b i j d"]:

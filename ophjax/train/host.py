@@ -1,7 +1,8 @@
-"""Settings of the process: compiled programs are kept between runs, memory between steps."""
+"""Settings of the process: what compiles fast code, and what is kept between runs and between steps."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -10,14 +11,25 @@ from pathlib import Path
 import jax
 
 
-def cache_programs(folder: Path | None = None) -> None:
-    """Keeps compiled programs for the next run, in ``~/.cache/ophjax`` or the folder given.
+# XLA has these from 0.10 on; a flag that it does not know would end the process, so later versions must be tried first.
+_EIGEN = "--xla_cpu_experimental_ynn_fusion_type"
+_HAVE_EIGEN = ((0, 10), (0, 12))
 
-    ``JAX_COMPILATION_CACHE_DIR`` names another folder and comes first.
+
+def prepare_compiler(folder: Path | None = None) -> None:
+    """Has compiled programs kept for the next run, and convolutions on CPUs computed by Eigen; to be called first.
+
+    Programs are kept in ``~/.cache/ophjax`` or the folder given; ``JAX_COMPILATION_CACHE_DIR`` names another one and
+    comes first. XLA would give convolutions to YNNPACK, with which a kernel's gradient takes up to six times as long
+    (BUILD_NOTES, "Steps against PyTorch"). XLA reads its flags once, when JAX first compiles or asks for devices; flags
+    in ``XLA_FLAGS`` that speak of YNNPACK are left as they are.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(folder or Path.home() / ".cache" / "ophjax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    flags, (oldest, newest) = os.environ.get("XLA_FLAGS", ""), _HAVE_EIGEN
+    if _EIGEN not in flags and oldest <= jax.__version_info__[:2] <= newest:
+        os.environ["XLA_FLAGS"] = f"{flags} {_EIGEN}=-individual_convolution".strip()
 
 
 def keep_memory() -> None:
@@ -26,12 +38,19 @@ def keep_memory() -> None:
     glibc gives large blocks back after every step and faults them in again at the next, tens of thousands of
     page faults a step; keeping them gains 10 to 15 %.
     """
-    if not sys.platform.startswith("linux") or jax.default_backend() != "cpu":
-        return
-    trim_threshold, mmap_max = -1, -4  # names of glibc's mallopt: M_TRIM_THRESHOLD, M_MMAP_MAX
-    try:
-        libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_max, 0)
-        libc.mallopt(trim_threshold, 2**31 - 1)
-    except (OSError, AttributeError):
-        pass  # another C library: nothing to gain, nothing lost
+    if jax.default_backend() == "cpu":
+        trim_threshold, mmap_max = -1, -4  # names of glibc's mallopt: M_TRIM_THRESHOLD, M_MMAP_MAX
+        _glibc("mallopt", mmap_max, 0)
+        _glibc("mallopt", trim_threshold, 2**31 - 1)
+
+
+def release_memory() -> None:
+    """Gives freed memory back to the system: after compiling, which takes several times what a small step needs."""
+    _glibc("malloc_trim", 0)
+
+
+def _glibc(function: str, *numbers: int) -> None:
+    """Calls one of glibc's; with another C library there is nothing to gain and nothing lost."""
+    with contextlib.suppress(OSError, AttributeError):
+        if sys.platform.startswith("linux"):
+            getattr(ctypes.CDLL(None), function)(*numbers)

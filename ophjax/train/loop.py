@@ -19,6 +19,7 @@ from ophjax.data.sources import Balanced, Dataset, Source
 from ophjax.errors import InputError, check_options
 from ophjax.keys import at
 from ophjax.nets.recompute import recomputed
+from ophjax.train import host
 from ophjax.train import mesh as meshes
 from ophjax.train.checkpoint import Checkpoints, check_networks, take_networks
 from ophjax.train.evaluate import Forward, compile_forward, gather
@@ -208,6 +209,8 @@ def run_stage(run: Run, place: Place, state: TrainState, stop: StopRequest) -> t
             if asked or done == stage.steps:
                 return state, done
             state, logs = step(run.root, state, meshes.place(next(batches), run.mesh))
+            if done == place.done:
+                host.release_memory()  # what compiling took
             done += 1
             lines.note(done, logs)  # reads the steps before this one, while this one runs
 

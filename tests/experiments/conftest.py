@@ -32,7 +32,7 @@ Command = Callable[..., Result]
 def command(monkeypatch, capsys) -> Command:
     """Calls run.py's main as the shell would: ``command("--method", "seatrans")``, in this process."""
     # The tests have a cache of compiled programs of their own.
-    monkeypatch.setattr(host, "cache_programs", lambda: None)
+    monkeypatch.setattr(host, "prepare_compiler", lambda: None)
 
     def call(*argv: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["run.py", *map(str, argv)])
@@ -124,6 +124,6 @@ def smoke_run(tmp_path_factory) -> Path:
     """The folder of a finished run: SeATrans on phantoms at the smoke preset. Not to be changed; copy it."""
     runs = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(host, "cache_programs", lambda: None)
+        patch.setattr(host, "prepare_compiler", lambda: None)
         assert run.run(["--method", "seatrans", "--preset", "smoke", "--runs", str(runs), "--name", "first"]) == 0
     return runs / "first"

@@ -221,7 +221,7 @@ def small_run(tmp_path_factory):
     """The folder of a finished run of SMALL. Not to be changed; copy it."""
     runs = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(host, "cache_programs", lambda: None)
+        patch.setattr(host, "prepare_compiler", lambda: None)
         assert run.run([*map(str, SMALL), "--runs", str(runs), "--name", "small"]) == 0
     return runs / "small"
 

@@ -13,7 +13,7 @@ from ophjax.train import host
 @pytest.fixture
 def measured(monkeypatch, capsys):
     """Runs bench.py in this process: its exit code, what it printed and what it complained of."""
-    monkeypatch.setattr(host, "cache_programs", lambda: None)
+    monkeypatch.setattr(host, "prepare_compiler", lambda: None)
     monkeypatch.setattr(host, "keep_memory", lambda: None)
     monkeypatch.setattr(bench, "product_speed", lambda: 1e10)
 

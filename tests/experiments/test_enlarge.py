@@ -115,7 +115,7 @@ def test_no_run(tmp_path):
 @pytest.mark.slow
 def test_a_run_is_compacted_and_trained_on(tmp_path, monkeypatch):
     """Train and compress; take the channels out; the files agree; train the smaller network in a run of its own."""
-    monkeypatch.setattr(host, "cache_programs", lambda: None)
+    monkeypatch.setattr(host, "prepare_compiler", lambda: None)
     fixed = ["--method", "dualsr", "--preset", "smoke", "--runs", str(tmp_path), "--train.eval-every", "100"]
     first = [*fixed, "--name", "first", "--method.widths", "uniform", "--method.ratio", "0.5"]
     assert run.run([*first, "--method.selection", "magnitude"]) == 0

@@ -34,7 +34,7 @@ def torch():
 
 def leave_the_process(monkeypatch):
     """The bench changes no settings of the tests' own process."""
-    monkeypatch.setattr(host, "cache_programs", lambda: None)
+    monkeypatch.setattr(host, "prepare_compiler", lambda: None)
     monkeypatch.setattr(host, "keep_memory", lambda: None)
 
 

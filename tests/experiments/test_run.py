@@ -45,8 +45,8 @@ def test_what_a_run_leaves(smoke_run):
     with np.load(smoke_run / "samples.npz", allow_pickle=False) as samples:
         assert samples["image"].shape == (8, 32, 32, 3) and samples["image"].dtype == np.uint8
         assert samples["mask"].shape == samples["mask_probs"].shape == (8, 32, 32, 2)
-        assert samples["attention"].shape == (8, 2, 32, 32), "one map for each of the two steered stages"
-        assert len(json.loads(str(samples["attention_names"]))) == 2
+        assert samples["attention"].shape == (8, 1, 32, 32), "one map for each steered stage"
+        assert len(json.loads(str(samples["attention_names"]))) == 1
         np.testing.assert_array_equal(samples["index"], np.arange(8))
         # Six digits are written.
         np.testing.assert_allclose(samples["probs"][:, 1], [float(row["prob"]) for row in rows[:8]], atol=1e-6)
@@ -160,7 +160,7 @@ VARIANTS = [
     {"baseline": "mask-concat", "control": "labels"},
     {"baseline": "same-scale", "control": "features", "freeze_segmenter": False, "schedule": "cosine", "flip": False},
     {"baseline": "single-attention", "dtype": "bfloat16", "low_level": (1, 2, 3), "scales": (1, 3), "stem": "small"},
-    {"scale_fusion": "concat", "encoder_query": "diag"},
+    {"scale_fusion": "concat", "encoder_query": "diag", "low_level": (1, 2)},
 ]
 
 
@@ -179,7 +179,7 @@ def test_every_variant_fits_together(changes):
     outputs = jax.eval_shape(method.predict, key, state, shapes)
     assert outputs["probs"].shape == (8, len(changes.get("classes", ("no", "yes"))))
     assert {value.dtype for value in outputs.values()} == {np.dtype(np.float32)}
-    maps = {f"attention_stage{level}": (8, 32, 32) for level in changes.get("low_level", (1, 2))}
+    maps = {f"attention_stage{level}": (8, 32, 32) for level in changes.get("low_level", (1,))}
     if changes.get("baseline", "none") not in ("none", "same-scale") or changes.get("encoder_query") == "diag":
         maps = {}  # no encoder looks at the diagnosis tokens
     assert {name: value.shape for name, value in outputs.items() if name.startswith("attention")} == maps

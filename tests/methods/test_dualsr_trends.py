@@ -14,7 +14,7 @@ SEEDS = range(3)
 @pytest.fixture
 def train(tmp_path, monkeypatch):
     """Runs a variant for all seeds: its test scores, and the validation PSNR at the end of each stage."""
-    monkeypatch.setattr(host, "cache_programs", lambda: None)
+    monkeypatch.setattr(host, "prepare_compiler", lambda: None)
 
     def run(variant, *words):
         options, rest = compare.arguments(["--method", "dualsr", "--data", "textures", "--runs", str(tmp_path), *words])

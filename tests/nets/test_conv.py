@@ -88,6 +88,17 @@ def test_windows_that_do_not_overlap_equal_lax(shape: tuple[int, ...]) -> None:
     assert_equal(lambda x, k: conv.conv2d(x, k, stride=4, padding=0), lambda x, k: reference(x, k, 4, 0), x, kernel)
 
 
+@pytest.mark.parametrize("shape", [(2, 7, 6, 5), (1, 2, 1, 3)])
+def test_doubled_images_are_convolved_without_being_doubled(shape: tuple[int, ...]) -> None:
+    x, kernel = normal(0, *shape), normal(1, 3, 3, shape[3], 4)
+    assert_equal(conv.conv_doubled, lambda x, k: reference(conv.double(x), k, 1, 1), x, kernel)
+
+
+def test_only_a_3x3_of_stride_1_is_doubled() -> None:
+    with pytest.raises(ValueError, match="3x3 kernel of stride 1"):
+        conv.Conv(4, 5, doubled=True).init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)))
+
+
 @pytest.mark.parametrize("padding", [0, 2, 4])
 def test_padding_is_explicit(padding: int) -> None:
     x, kernel = normal(0, 1, 8, 7, 20), normal(1, 3, 3, 20, 2)

@@ -67,6 +67,28 @@ def test_the_decoder_sees_the_bottleneck_alone(small):
     np.testing.assert_allclose(decoded, whole, rtol=1e-5, atol=1e-6)
 
 
+def test_the_decoder_doubles_as_the_original_does(small):
+    """Bottleneck to logits by plain operations: each block ends with the doubling, its 1x1 comes after the last one."""
+    net, image, variables = small
+    bottleneck = net.apply(variables, image, train=False, method="encode")
+    ours = net.apply(variables, bottleneck, train=False, method="decode")
+    params, stats = variables["params"], variables["batch_stats"]
+
+    def plain(x, at):
+        return conv2d(x, at["kernel"]) + at["bias"].reshape(1, 1, 1, -1)
+
+    x = bottleneck
+    for i in range(4):
+        block, held = params[f"decoder_{i}"], stats[f"decoder_{i}"]
+        y = x
+        for j in ("1", "2"):
+            y, norm, seen = plain(jax.nn.relu(y), block[f"conv{j}"]), block[f"norm{j}"], held[f"norm{j}"]
+            scale = norm["scale"] / jnp.sqrt(seen["var"] + 1e-5)
+            y = (y - seen["mean"].reshape(1, 1, 1, -1)) * scale.reshape(1, 1, 1, -1) + norm["bias"].reshape(1, 1, 1, -1)
+        x = (y + plain(x, block["shortcut"])).repeat(2, axis=1).repeat(2, axis=2)
+    np.testing.assert_allclose(ours, plain(x, params["head"]), rtol=1e-4, atol=1e-5)
+
+
 def test_padding_of_the_stem_lies_below_and_right(small):
     """As TensorFlow and Paddle pad "same" at stride 2: output (0, 0) sees rows and columns 0 to 2."""
     _, image, variables = small
