@@ -13,6 +13,9 @@ import jax
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+from ophjax.train import host
+
+host.prepare_compiler()  # first, as in a user's run
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
