@@ -5,6 +5,7 @@ operations and which share they reach of the speed of a large matrix product on 
 pipeline delivers alone (first epoch, and from the cache), their ratio, and the peak memory of the process.
 With --cold compiling is timed too, first without and then with the cache of compiled programs.
 With --seeds the steps of so many seeds in one program are timed in turns with those of one.
+With --memory BATCH the memory that --dry-run tells is compared with what a process takes, at that batch size.
 With --peer torch the steps are timed in turns with those of the same networks written in plain PyTorch.
 With --variants the last stage's step and the prediction are timed in turns with those of other variants; with
 --convolutions the library's convolutions are timed in turns with plain lax; with --dfgt DiFF's search for many images
@@ -22,6 +23,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import memorycosts
 import presets
 import seedcosts
 from hypercosts import hypernetwork
@@ -50,6 +52,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--cold", action="store_true", help="time compiling, without and with the cache of programs")
     parser.add_argument("--devices", type=int, metavar="N", help="so many virtual CPU devices share the batch")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), help="type of the activations")
+    parser.add_argument("--memory", type=int, metavar="BATCH", help="hold the dry run's memory against a process's")
     parser.add_argument("--seeds", type=int, metavar="N", help="time so many seeds in one program against runs of one")
     parser.add_argument("--peer", choices=("torch",), help="time the same networks in PyTorch beside ours")
     parser.add_argument("--modes", nargs="+", choices=timing.MODES, default=timing.MODES, help="PyTorch's, with --peer")
@@ -317,6 +320,8 @@ def main() -> int:
         try:
             if options.peer:
                 timing.describe(found := timing.against_torch(options, Bench))
+            elif options.memory:
+                memorycosts.describe(found := memorycosts.against_estimate(options))
             elif options.seeds:
                 seedcosts.describe(found := seedcosts.against_separate(options, Bench))
             else:

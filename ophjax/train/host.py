@@ -10,7 +10,6 @@ from pathlib import Path
 
 import jax
 
-
 # XLA has these from 0.10 on; a flag that it does not know would end the process, so later versions must be tried first.
 _EIGEN = "--xla_cpu_experimental_ynn_fusion_type"
 _HAVE_EIGEN = ((0, 10), (0, 12))

@@ -1,6 +1,8 @@
 """bench.py measures a method's stages: compiling, steps, operations, pipeline."""
 
 import json
+import os
+import subprocess
 import sys
 
 import jax
@@ -53,3 +55,21 @@ def test_seeds_together_are_timed_against_separate_ones(measured):
 def test_a_method_without_a_choice_of_precision_says_so(measured):
     code, _, complaint = measured("--method", "hyperinit", "--preset", "smoke", "--precision", "bfloat16")
     assert code == 2 and "hyperinit" in complaint and "--precision" in complaint
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps a process's greatest resident memory")
+def test_the_dry_runs_memory_against_a_process(tmp_path):
+    """In a process of its own, with one device: no less than the dry run says, and scratch of convolutions besides."""
+    settings = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+    command = [sys.executable, bench.__file__, "--method", "fccl", "--memory", "2048", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=settings)
+    assert done.returncode == 0, done.stderr
+    (stage,) = json.loads(done.stdout.splitlines()[-1])["stages"]
+    assert stage["said_mib"] > 100 and stage["taken_over_said"] == stage["taken_mib"] / stage["said_mib"]
+    assert 0.85 < stage["taken_over_said"] < 2
+
+
+def test_a_process_with_several_devices_is_refused(measured):
+    code, _, complaint = measured("--method", "fccl", "--memory", "64")
+    assert code == 2 and "one CPU device" in complaint

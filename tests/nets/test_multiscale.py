@@ -12,10 +12,11 @@ from ophjax.nets.multiscale import Critics, MultiScale, MultiScaleNet
 
 def test_reach_of_the_branches():
     """A branch sees one pixel over exactly its kernel's square (batch norm on stored statistics does not spread)."""
+    base = jax.random.uniform(jax.random.key(1), (1, 15, 15, 2))
     for size in (3, 5, 7):
         module = MultiScale(kernels=(size,), width=16, features=4)
-        base = jax.random.uniform(jax.random.key(1), (1, 15, 15, 2))
-        variables = jax.jit(lambda key, module=module: module.init(key, [base], train=False))(jax.random.key(size))
+        init = jax.jit(lambda key, module=module: module.init(key, [base], train=False))
+        variables = init(jax.random.key(size))
         branch = jax.jit(lambda x, at=(module, variables): at[0].apply(at[1], [x], train=False)[1][0])
         moved = branch(base.at[0, 7, 7, 0].add(0.5)) - branch(base)
         rows, columns = np.nonzero(np.abs(np.asarray(moved)).sum((0, 3)))
