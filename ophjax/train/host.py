@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.util
 import os
 import sys
 from pathlib import Path
 
 import jax
 
-# XLA has these from 0.10 on; a flag that it does not know would end the process, so later versions must be tried first.
-_EIGEN = "--xla_cpu_experimental_ynn_fusion_type"
-_HAVE_EIGEN = ((0, 10), (0, 12))
+# A flag that XLA does not know ends the process: later versions must be tried before they are added here.
+_YNNPACK = "--xla_cpu_experimental_ynn_fusion_type"
+_OLDEST, _NEWEST = (0, 10), (0, 12)
 
 
 def prepare_compiler(folder: Path | None = None) -> None:
@@ -20,15 +21,15 @@ def prepare_compiler(folder: Path | None = None) -> None:
 
     Programs are kept in ``~/.cache/ophjax`` or the folder given; ``JAX_COMPILATION_CACHE_DIR`` names another one and
     comes first. XLA would give convolutions to YNNPACK, with which a kernel's gradient takes up to six times as long
-    (BUILD_NOTES, "Steps against PyTorch"). XLA reads its flags once, when JAX first compiles or asks for devices; flags
-    in ``XLA_FLAGS`` that speak of YNNPACK are left as they are.
+    (BUILD_NOTES, "Steps against PyTorch"). XLA reads its flags once, when JAX first compiles or asks for devices. What
+    ``XLA_FLAGS`` says of YNNPACK is left as it is; so are all flags on TPU hosts, whose own library reads them too.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(folder or Path.home() / ".cache" / "ophjax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    flags, (oldest, newest) = os.environ.get("XLA_FLAGS", ""), _HAVE_EIGEN
-    if _EIGEN not in flags and oldest <= jax.__version_info__[:2] <= newest:
-        os.environ["XLA_FLAGS"] = f"{flags} {_EIGEN}=-individual_convolution".strip()
+    flags, known = os.environ.get("XLA_FLAGS", ""), _OLDEST <= jax.__version_info__[:2] <= _NEWEST
+    if known and _YNNPACK not in flags and importlib.util.find_spec("libtpu") is None:
+        os.environ["XLA_FLAGS"] = f"{flags} {_YNNPACK}=-individual_convolution".strip()
 
 
 def keep_memory() -> None:

@@ -1,5 +1,6 @@
 """Settings of the process: what compiles fast code, and memory given back."""
 
+import importlib.util
 import os
 
 import jax
@@ -16,6 +17,7 @@ def settings(monkeypatch):
     kept = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     monkeypatch.setattr(jax, "__version_info__", (0, 12, 0))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     yield
     jax.config.update("jax_compilation_cache_dir", kept[0])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", kept[1])
@@ -40,6 +42,12 @@ def test_convolutions_by_eigen_unless_the_flags_speak_of_it(monkeypatch, tmp_pat
 def test_versions_that_may_not_know_the_flag_do_not_get_it(monkeypatch, tmp_path, version):
     """XLA ends the process at a flag that it does not know."""
     monkeypatch.setattr(jax, "__version_info__", version)
+    host.prepare_compiler(tmp_path)
+    assert "XLA_FLAGS" not in os.environ
+
+
+def test_a_tpu_host_keeps_its_flags(monkeypatch, tmp_path):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "libtpu" or None)
     host.prepare_compiler(tmp_path)
     assert "XLA_FLAGS" not in os.environ
 
