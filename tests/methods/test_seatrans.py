@@ -17,9 +17,11 @@ from ophjax.train import loop
 
 
 def config_of(**changes):
+    """The smoke preset with both of the default's steered stages, of which the preset itself has one."""
     config, data_config, _ = presets.preset("smoke", "seatrans", "phantoms")
     data = datasets.load("phantoms").make(data_config)
-    return dataclasses.replace(config, **({"regions": data.regions, "classes": data.classes} | changes)), data
+    fixed = {"regions": data.regions, "classes": data.classes, "low_level": (1, 2)}
+    return dataclasses.replace(config, **(fixed | changes)), data
 
 
 @pytest.fixture(scope="module")
