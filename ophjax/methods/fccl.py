@@ -30,6 +30,7 @@ from ophjax.nets.pooled import PooledClassifier
 from ophjax.transforms import centroids
 from ophjax.transforms.bundling import bundle
 from ophjax.transforms.centroids import Centroids, ClassSums, normalise
+from ophjax.transforms.controls import others
 from ophjax.transforms.reversal import linear_ramp
 from ophjax.transforms.stepping import begin, descend
 from ophjax.types import Batch, Key, Logs, Method, Outputs, Pairs, Stage, TrainState
@@ -121,9 +122,10 @@ class Config:
     """What a centroid keeps of itself in a step; 0.99 for large sets."""
     centroid_mode: Literal["ema", "epoch", "batch", "batch-gradient", "learned"] = "ema"
     """ema: moving average over steps. epoch: mean over the epoch before. batch: mean over the batch; batch-gradient:
-    the same with the gradient through it. learned: free vectors, a cosine classifier beside the linear one."""
-    epoch_steps: int = 100
-    """Batches in an epoch (centroid_mode epoch only)."""
+    the same with the gradient through it. learned: free vectors, a cosine classifier beside the linear one, which then
+    also serve as the centroids of the outputs."""
+    examples: int = 2400
+    """Labelled training images, of which an epoch consists (centroid_mode epoch); filled in from the data set."""
     seed_steps: int = 0
     """Batches that are first passed through the untrained net to set the centroids; 0: set as the classes appear."""
     instance_negatives: bool = False
@@ -182,7 +184,7 @@ def check(config: Config) -> None:
         "ramp": (0 <= config.ramp <= 1, "a share from 0 to 1"),
         "temperature": (config.temperature > 0, "above 0"),
         "momentum": (0 <= config.momentum < 1, "at least 0 and below 1"),
-        "epoch-steps": (config.epoch_steps >= 1, "at least 1"),
+        "examples": (config.examples >= 1, "at least 1"),
         "seed-steps": (config.seed_steps >= 0, "at least 0"),
         "centroid-mode": (config.centroid_mode == "ema" or config.baseline == "none", "ema where there is a baseline"),
         "crop": (0 < config.crop <= 1, "above 0 and at most 1"),
@@ -211,7 +213,7 @@ def optimiser(config: Config) -> optax.GradientTransformation:
 def make(config: Config) -> Method:
     """Builds FCCL, or the baseline that the configuration names.
 
-    Batches hold ``image`` uint8 [b, h, w, 3], ``label`` int32 [b], ``weight`` float32 [b] (0: padding) and ``index``
+    Batches hold ``image`` uint8 [b, h, w, 3], ``label`` int32 [b] (-1: not known), ``weight`` float32 [b] (0: padding) and ``index``
     int32 [b]; those that are scored may hold ``domain`` int32 [b]. Outputs are ``probs`` [b, k] and ``cosines`` [b, k],
     of the feature with each centroid (-1 where a class was never seen).
 
@@ -265,10 +267,8 @@ def make(config: Config) -> Method:
             each = contrast.center_loss(feature, labels, known.mean, seen=known.seen)
             return each, contrast.has_centroid(labels, known.seen).astype(jnp.float32)
         # The centroids of the step before: no example is compared with itself.
-        mu, seen = centroids.directions(known), known.seen
-        if learned:
-            mu, seen = normalise(params["proxies"]["directions"]), jnp.ones((classes,), bool)
-        elif config.centroid_mode.startswith("batch"):
+        mu, seen = directions_of(params, known)
+        if config.centroid_mode.startswith("batch"):
             mu, seen = normalise(sums.mean), sums.number > 0
             mu = mu if config.centroid_mode == "batch-gradient" else jax.lax.stop_gradient(mu)
         each = contrast.contrast_centroids(
@@ -276,12 +276,18 @@ def make(config: Config) -> Method:
         )
         return each, contrast.has_centroid(labels, seen).astype(jnp.float32)
 
-    def remember(extra: dict[str, Any], sums: ClassSums, done: jax.Array) -> dict[str, Any]:
-        """The centroids after this batch, the ``done``-th of the stage."""
+    def directions_of(params: Any, known: Centroids) -> tuple[jax.Array, jax.Array]:
+        """The centroids as unit vectors, and which there are."""
+        if learned:
+            return normalise(params["proxies"]["directions"]), jnp.ones((classes,), bool)
+        return centroids.directions(known), known.seen
+
+    def remember(extra: dict[str, Any], sums: ClassSums) -> dict[str, Any]:
+        """The centroids after this batch."""
         if not epoch:
             return {"centroids": centroids.update(extra["centroids"], sums, momentum=config.momentum)}
         sums = jax.tree.map(jnp.add, extra["sums"], sums)
-        last = done % config.epoch_steps == 0
+        last = sums.number.sum() >= config.examples
         fresh = centroids.update(extra["centroids"], sums, momentum=0.0)
         return {
             "centroids": jax.tree.map(lambda new, old: jnp.where(last, new, old), fresh, extra["centroids"]),
@@ -291,11 +297,12 @@ def make(config: Config) -> Method:
     def loss(done: jax.Array, key: Key, params: Any, extra: Any, batch: Batch) -> tuple[jax.Array, tuple[Any, Logs]]:
         labels = batch["label"]
         if config.control == "labels":
-            labels = jax.random.permutation(at(key, "labels"), labels)
+            labels = labels[others(at(key, "labels"), labels >= 0)]
         logits, feature, stats = forward(params, extra["batch_stats"], view(key, batch), train=True)
         sums = centroids.class_sums(tracked(feature), labels, classes)
-        new = remember(extra, sums, done + 1)
-        logs = {"cross_entropy": softmax_cross_entropy(logits, labels).mean()} | geometry(new["centroids"])
+        new = remember(extra, sums)
+        paid = softmax_cross_entropy(logits, jnp.maximum(labels, 0))
+        logs = {"cross_entropy": contrast.weighted_mean(paid, labels >= 0)} | geometry(new["centroids"])
         total = logs["cross_entropy"]
         if config.baseline != "erm":
             each, counted = term(feature, labels, params, extra["centroids"], sums)
@@ -342,10 +349,10 @@ def make(config: Config) -> Method:
 
     def predict(key: Key, state: TrainState, batch: Batch) -> Outputs:
         del key
-        image, known = centred(unit(batch["image"])), state.extra["centroids"]
+        image = centred(unit(batch["image"]))
         logits, feature, _ = forward(state.params, state.extra["batch_stats"], image, train=False)
-        cosines = contrast.cosines(normalise(feature), centroids.directions(known))
-        cosines = jnp.where(known.seen[None, :], cosines, -1.0)
+        mu, seen = directions_of(state.params, state.extra["centroids"])
+        cosines = jnp.where(seen[None, :], contrast.cosines(normalise(feature), mu), -1.0)
         if config.predict == "centroid":
             logits = cosines / config.temperature
         return {"probs": jax.nn.softmax(logits), "cosines": cosines}
@@ -375,7 +382,10 @@ def geometry(known: Centroids) -> Logs:
 
 def score(rows: Mapping[str, np.ndarray], *, ordinal: bool) -> dict[str, float]:
     """Scores one domain: the classifier; cosines with the own and the other centroids; how often the nearest agrees."""
-    probs, cosines, labels = rows["probs"], rows["cosines"], rows["label"]
+    known = rows["label"] >= 0
+    if not known.any():
+        return {}
+    probs, cosines, labels = (rows[name][known] for name in ("probs", "cosines", "label"))
     found = ranking.classification_scores(probs, labels)
     if ordinal:
         kappa = ranking.quadratic_kappa(probs.argmax(1), labels, probs.shape[1])

@@ -28,6 +28,7 @@ from ophjax.metrics import ranking
 from ophjax.metrics.domain_scores import by_domain, proxy_distance
 from ophjax.nets.multiscale import Critics, LabelHead, MultiScaleNet
 from ophjax.transforms.bundling import bundle
+from ophjax.transforms.controls import others
 from ophjax.transforms.reversal import reverse_gradient, sigmoid_ramp
 from ophjax.transforms.stepping import begin, descend
 from ophjax.types import Batch, Key, Logs, Method, Outputs, Pairs, Stage, TrainState
@@ -176,6 +177,10 @@ def check(config: Config) -> None:
             config.domain_loss == "cross-entropy" or config.critic != "multiclass",
             "cross-entropy where the critic is multiclass",
         ),
+        "conditional": (
+            not config.conditional or config.align != "branches",
+            "False where no critic sees the fused feature",
+        ),
         "domain-weight": (config.domain_weight >= 0, "at least 0"),
         "steepness": (config.steepness > 0, "above 0"),
         "warmup": (0 <= config.warmup < 1, "at least 0 and below 1"),
@@ -266,7 +271,8 @@ def make(config: Config) -> Method:
 
     def classification_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
         each = softmax_cross_entropy(logits, labels)
-        return each * (1 - jnp.exp(-each)) ** config.focal_gamma if config.focal_gamma else each
+        # From a little above 0 on: below 1 the power would have an infinite slope where the loss is 0.
+        return each * jnp.maximum(-jnp.expm1(-each), 1e-6) ** config.focal_gamma if config.focal_gamma else each
 
     def loss(
         key: Key, params: Any, extra: Any, batch: Batch, *, strength: jax.Array
@@ -275,15 +281,13 @@ def make(config: Config) -> Method:
             # As many source images as there are in a batch of all domains.
             batch = {name: value[: max(len(value) // domains, 1)] for name, value in batch.items()}
         source = batch["domain"] == 0 if adapts else jnp.ones(len(batch["label"]), bool)
-        labels = jnp.where(source, batch["label"], 0)
+        known = source & (batch["label"] >= 0)
+        labels = jnp.where(known, batch["label"], 0)
         if config.control == "labels":
-            # The domains take turns in a batch: whole rounds lead from one source image to another.
-            apart = domains if adapts else 1
-            turn = jax.random.randint(at(key, "labels"), (), 1, max(len(labels) // apart, 2))
-            labels = jnp.where(source, jnp.roll(labels, apart * turn), 0)
+            labels = labels[others(at(key, "labels"), known)]
         (features, branches), stats = extract(params, extra["batch_stats"], view(key, batch), train=True)
         logits = classify(params, features)
-        share = source / jnp.maximum(source.sum(), 1)
+        share = known / jnp.maximum(known.sum(), 1)
         value = (classification_loss(logits, labels) * share).sum()
         logs = {"classification_loss": value}
         if adapts:

@@ -22,11 +22,13 @@ from ophjax.data.augment import flip, unit
 from ophjax.errors import InputError, check_options
 from ophjax.keys import at
 from ophjax.losses.classification import sigmoid_cross_entropy, softmax_cross_entropy
+from ophjax.losses.contrast import weighted_mean
 from ophjax.losses.segmentation import binary_cross_entropy, soft_dice_loss
 from ophjax.metrics import ranking, streaming
 from ophjax.nets.assisted import AssistedResNet
 from ophjax.nets.unet import ResUNet
 from ophjax.transforms.bundling import bundle
+from ophjax.transforms.controls import others
 from ophjax.transforms.stepping import begin, descend
 from ophjax.types import Batch, Key, Logs, Method, Outputs, Pairs, Stage, TrainState
 
@@ -182,6 +184,8 @@ def check(config: Config) -> None:
         "heads": (min(config.heads) >= 1, "three positive numbers that divide the width of the tokens"),
         "feed-forward-ratio": (config.feed_forward_ratio >= 1, "at least 1"),
         "dice-weight": (config.dice_weight >= 0, "at least 0"),
+        "segmentation-weight": (config.segmentation_weight >= 0, "at least 0"),
+        "positive-weight": (config.positive_weight > 0, "above 0"),
         "betas": (all(0 <= beta < 1 for beta in config.betas), "two numbers of at least 0 and below 1"),
         "weight-decay": (config.weight_decay >= 0, "at least 0"),
         "segmenter-lr": (config.segmenter_lr > 0, "above 0"),
@@ -205,9 +209,10 @@ def attention_maps(found: Mapping[str, jax.Array], size: tuple[int, ...]) -> Out
 def make(config: Config) -> Method:
     """Builds SeATrans, or the baseline that the configuration names.
 
-    Batches hold ``image`` uint8 [b, h, w, 3], ``mask`` uint8 [b, h, w, c], ``label`` int32 [b], ``weight`` and
-    ``mask_weight`` float32 [b] (0: padding, no mask) and ``index`` int32 [b]. Outputs are ``probs`` [b, k] and, where
-    the variant has a segmenter, ``mask_probs`` [b, h, w, c], and for each steered stage ``attention_stageL`` [b, h, w].
+    Batches hold ``image`` uint8 [b, h, w, 3], ``mask`` uint8 [b, h, w, c], ``label`` int32 [b] (-1: not known),
+    ``weight`` and ``mask_weight`` float32 [b] (0: padding, no mask) and ``index`` int32 [b]. Outputs are ``probs``
+    [b, k] and, where the variant has a segmenter, ``mask_probs`` [b, h, w, c], and for each stage whose queries are the
+    segmentation's ``attention_stageL`` [b, h, w].
 
     Raises:
       InputError: the settings contradict each other.
@@ -260,10 +265,6 @@ def make(config: Config) -> Method:
         logits, taps = segmenter.apply(variables, image, train=False)
         return logits, taps, stats["segmenter"]
 
-    def others(key: Key, rows: int) -> jax.Array:
-        """For each row another row of the batch (control)."""
-        return (jnp.arange(rows) + jax.random.randint(key, (), 1, max(rows, 2))) % rows
-
     def diagnosis_inputs(logits: jax.Array, taps: Any, image: jax.Array, order: Any) -> tuple[jax.Array, Any]:
         """What the diagnosis net sees of the segmenter; ``order`` shuffles it across the batch (control)."""
         if config.control == "features":
@@ -283,9 +284,12 @@ def make(config: Config) -> Method:
         return (both.sum(-1) * batch["mask_weight"]).sum() / jnp.maximum(batch["mask_weight"].sum(), 1.0)
 
     def diagnosis_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        known, labels = labels >= 0, jnp.maximum(labels, 0)
         if binary:
-            return sigmoid_cross_entropy(logits[:, 0], labels, positive_weight=config.positive_weight)
-        return softmax_cross_entropy(logits, labels)
+            each = sigmoid_cross_entropy(logits[:, 0], labels, positive_weight=config.positive_weight)
+        else:
+            each = softmax_cross_entropy(logits, labels)
+        return weighted_mean(each, known)
 
     def learn_masks(key: Key, params: Any, extra: Any, batch: Batch) -> tuple[jax.Array, tuple[Any, Logs]]:
         batch = view(key, batch)
@@ -303,10 +307,10 @@ def make(config: Config) -> Method:
                 logs["segmentation_loss"] = segmentation_loss(logits, batch)
                 loss = config.segmentation_weight * logs["segmentation_loss"]
                 stats = stats | {"segmenter": fresh}
-            order = others(at(key, "features"), len(labels))
+            order = others(at(key, "features"), jnp.ones(len(labels), bool))
             image, taps = diagnosis_inputs(logits, taps, image, order)
         if config.control == "labels":
-            labels = jax.random.permutation(at(key, "labels"), labels)
+            labels = labels[others(at(key, "labels"), labels >= 0)]
         (outputs, _), new = diagnosis.apply(
             {"params": params["diagnosis"], "batch_stats": stats["diagnosis"]},
             image,
@@ -315,7 +319,7 @@ def make(config: Config) -> Method:
             mutable=["batch_stats"],
             rngs={"drop_path": at(key, "drop_path")},
         )
-        logs["diagnosis_loss"] = diagnosis_loss(outputs, labels).mean()
+        logs["diagnosis_loss"] = diagnosis_loss(outputs, labels)
         stats = stats | {"diagnosis": new.get("batch_stats", {})}
         return loss + logs["diagnosis_loss"], ({"batch_stats": stats}, logs)
 
@@ -327,7 +331,7 @@ def make(config: Config) -> Method:
             params["segmenter"], stats["segmenter"] = made["params"], made.get("batch_stats", {})
             opt["segmenter"] = begin(segmenter_tx, params, ("segmenter",))
             logits, taps, _ = segment(params, stats, image, train=False)
-            image, taps = diagnosis_inputs(logits, taps, image, others(at(key, "order"), len(image)))
+            image, taps = diagnosis_inputs(logits, taps, image, jnp.arange(len(image)))
         made = diagnosis.init(at(key, "diagnosis"), image, taps, train=False)
         params["diagnosis"], stats["diagnosis"] = made["params"], made.get("batch_stats", {})
         opt["diagnosis"] = begin(diagnosis_tx, params, trained)
@@ -339,7 +343,7 @@ def make(config: Config) -> Method:
         if assisted:
             logits, taps, _ = segment(state.params, stats, image, train=False)
             outputs["mask_probs"] = jax.nn.sigmoid(logits.astype(jnp.float32))
-            order = others(key, image.shape[0]) if config.control == "features" else None
+            order = others(key, jnp.ones(len(image), bool)) if config.control == "features" else None
             image, taps = diagnosis_inputs(logits, taps, image, order)
         variables = {"params": state.params["diagnosis"], "batch_stats": stats["diagnosis"]}
         logits, attention = diagnosis.apply(variables, image, taps, train=False)
@@ -358,8 +362,11 @@ def make(config: Config) -> Method:
 
     def scores(gathered: Mapping[str, np.ndarray]) -> dict[str, float]:
         overlaps = {name: v for name, v in gathered.items() if name.split("_")[0] in ("dice", "iou", "soft")}
-        probs = gathered["probs"][:, 1] if binary else gathered["probs"]
-        return ranking.classification_scores(probs, gathered["label"]) | ranking.mean_scores(overlaps)
+        known, found = gathered["label"] >= 0, ranking.mean_scores(overlaps)
+        if not known.any():
+            return found
+        probs = gathered["probs"][known]
+        return ranking.classification_scores(probs[:, 1] if binary else probs, gathered["label"][known]) | found
 
     learn = descend(learn_masks, segmenter_tx, trains=("segmenter",), slot="segmenter")
     stages = []

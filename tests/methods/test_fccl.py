@@ -14,6 +14,7 @@ from ophjax.methods import fccl
 from ophjax.train import loop, mesh
 from ophjax.train.checkpoint import Checkpoints
 from ophjax.transforms import centroids
+from ophjax.transforms.stepping import in_slices
 
 CLASSES = ("a", "b", "c", "d")
 SMOKE = fccl.SMOKE | dict(classes=CLASSES, flip=False, weight=1.0)
@@ -142,7 +143,7 @@ VARIED = {
     "bfloat16": dict(dtype="bfloat16"),
     "supcon": dict(baseline="supcon"),
     "center": dict(baseline="center", weight=0.01),
-    "epoch": dict(centroid_mode="epoch", epoch_steps=2),
+    "epoch": dict(centroid_mode="epoch", examples=16),
     "batch": dict(centroid_mode="batch"),
     "batch-gradient": dict(centroid_mode="batch-gradient"),
     "learned": dict(centroid_mode="learned"),
@@ -258,6 +259,52 @@ def test_centroids_of_an_epoch(varied):
     assert logs[2]["contrast"] > 0
 
 
+def test_centroids_of_an_epoch_whose_last_batch_comes_in_slices():
+    """Mode epoch under accumulation: the slice that ends the epoch is not the epoch."""
+    method, state = start(config_of(centroid_mode="epoch", examples=16))
+    with in_slices((2, 1)):
+        step = jax.jit(method.stages[0].step)
+        for batch in STREAM[:2]:
+            state, _ = step(jax.random.key(1), state, batch)
+    assert state.extra["centroids"].count.tolist() == [1, 1, 1, 0] and not state.extra["sums"].number.any()
+
+
+def test_images_without_a_label_teach_nothing(ours):
+    """Label -1: the loss is that of the others, no centroid hears of them, and scores leave them out."""
+    step, state = jax.jit(fccl.make(config_of(ramp=0.0)).stages[0].step), ours[0][-1]
+    known = {name: value[:6] for name, value in STREAM[0].items()}
+    some = STREAM[0] | {"label": STREAM[0]["label"].at[6:].set(-1)}
+    (one, logs), (other, wanted) = (step(jax.random.key(1), state, batch) for batch in (some, known))
+    for name in ("cross_entropy", "contrast"):
+        np.testing.assert_allclose(logs[name], wanted[name], rtol=1e-5)
+    np.testing.assert_allclose(one.extra["centroids"].mean, other.extra["centroids"].mean, atol=1e-6)
+    rows = {"probs": np.eye(4)[[0, 1, 3]], "cosines": np.eye(4)[[0, 1, 3]], "label": np.array([0, 1, -1])}
+    assert fccl.score(rows, ordinal=False)["accuracy"] == 1
+    assert fccl.score({name: value[2:] for name, value in rows.items()}, ordinal=False) == {}
+
+
+def test_shuffled_labels_are_those_of_other_images(ours):
+    """The control never gives an image its own label: of two images each gets that of the other, at any key."""
+    pair = {name: value[:2] for name, value in STREAM[0].items()} | {"label": jnp.array([0, 1])}
+    plain, control = (jax.jit(fccl.make(config_of(control=name)).stages[0].step) for name in ("none", "labels"))
+    wanted = plain(jax.random.key(0), ours[0][-1], pair | {"label": jnp.array([1, 0])})[1]["cross_entropy"]
+    assert abs(wanted - plain(jax.random.key(0), ours[0][-1], pair)[1]["cross_entropy"]) > 1e-4
+    for seed in range(4):
+        found = control(jax.random.key(seed), ours[0][-1], pair)[1]["cross_entropy"]
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+def test_learned_directions_are_the_centroids_of_the_outputs():
+    """Mode learned: cosines are with the vectors that the contrast trains, all of them there from the start."""
+    config = config_of(centroid_mode="learned", predict="centroid")
+    method, state = start(config)
+    outputs = jax.jit(method.predict)(jax.random.key(0), state, STREAM[0])
+    _, z = features(config, state, STREAM[0])
+    expected = z @ np.asarray(centroids.normalise(state.params["proxies"]["directions"])).T
+    np.testing.assert_allclose(outputs["cosines"], expected, atol=1e-5)
+    np.testing.assert_allclose(outputs["probs"], jax.nn.softmax(expected / config.temperature), rtol=1e-3)
+
+
 def test_seeded_centroids():
     """A first pass over the data sets the centroids and trains nothing; the ramp begins after it."""
     config = config_of(seed_steps=2, steps=4, ramp=1.0)
@@ -316,7 +363,7 @@ def test_scores_by_domain_and_of_one_domain():
         (dict(projection=0), "projection"),
         (dict(projection=8, baseline="erm"), "projection"),
         (dict(centroid_mode="learned", baseline="erm"), "centroid-mode"),
-        (dict(epoch_steps=0), "epoch-steps"),
+        (dict(examples=0), "examples"),
         (dict(crop=0.0), "crop"),
         (dict(trunk="resnet", width=3), "width"),
         (dict(trunk="vit", vit_width=96), "vit-width"),

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from made_run import drawn
 
 import presets
 from ophjax import data as datasets
@@ -112,7 +113,7 @@ def test_gradient_routing(states):
 
 
 def test_a_segmenter_that_is_not_frozen_is_trained(batch):
-    """Check 3, the other way: its parameters are then the optimiser's, with Adam's two moments each."""
+    """Check 3, the other way: its parameters are then the optimiser's, with Adam's two moments each, and move."""
     sizes = {}
     for frozen in (True, False):
         config, _ = config_of(freeze_segmenter=frozen)
@@ -120,6 +121,35 @@ def test_a_segmenter_that_is_not_frozen_is_trained(batch):
         networks = {name: trees.count(tree) for name, tree in state.params.items()}
         sizes[frozen] = trees.count(state.opt["diagnosis"])
     assert sizes[False] - sizes[True] == 2 * networks["segmenter"]
+    state = drawn(seatrans.make(config), batch)
+    after, logs = jax.jit(seatrans.make(config).stages[-1].step)(jax.random.key(1), state, batch)
+    total = logs["diagnosis_loss"] + config.segmentation_weight * logs["segmentation_loss"]
+    np.testing.assert_allclose(logs["loss"], total, rtol=1e-6)
+    assert moved(state.params["segmenter"], after.params["segmenter"]) == set(trees.named_leaves(state.params["segmenter"]))
+
+
+def test_labels_not_known_and_labels_shuffled():
+    """Label -1 teaches nothing and is not scored; the control gives each of two images the other's label."""
+    config, _ = config_of(flip=False, drop_path=0.0, baseline="image-only", norm="group", positive_weight=1.0)
+    rng = np.random.default_rng(0)
+    rows = {
+        "image": jnp.asarray(rng.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)),
+        "label": jnp.array([1, 0]),
+        "index": jnp.arange(2),
+    }
+    plain, control = (seatrans.make(dataclasses.replace(config, control=name)) for name in ("none", "labels"))
+    state, steps = drawn(plain, rows), [jax.jit(method.stages[-1].step) for method in (plain, control)]
+
+    def paid(*labels, step=steps[0]):
+        return float(step(jax.random.key(0), state, rows | {"label": jnp.array(labels)})[1]["diagnosis_loss"])
+
+    first, second = paid(1, -1), paid(-1, 0)
+    np.testing.assert_allclose(paid(1, 0), (first + second) / 2, rtol=1e-5)
+    assert paid(-1, -1) == 0
+    np.testing.assert_allclose(paid(1, 0, step=steps[1]), paid(0, 1), rtol=1e-5)
+    gathered = {"probs": np.array([[0.9, 0.1], [0.2, 0.8], [0.1, 0.9]]), "label": np.array([0, 1, -1])}
+    assert plain.scores(gathered)["accuracy"] == 1
+    assert plain.scores({name: value[2:] for name, value in gathered.items()}) == {}
 
 
 @pytest.mark.parametrize("size", [(224, 224), (256, 256), (45, 51), (33, 64)])
@@ -208,6 +238,8 @@ def test_the_weight_of_the_dice_loss(ours, batch):
     [
         ({"low_level": ()}, "--method.low-level"),
         ({"low_level": (2, 1)}, "--method.low-level"),
+        ({"positive_weight": 0.0}, "--method.positive-weight"),
+        ({"segmentation_weight": -1.0}, "--method.segmentation-weight"),
         ({"scales": (4,)}, "--method.scales"),
         ({"steps": 0}, "--method.steps"),
         ({"segmenter_steps": -1}, "--method.segmenter-steps"),
