@@ -337,11 +337,21 @@ def make(config: Config) -> Method:
         return {}
 
     def scores(gathered: Mapping[str, np.ndarray]) -> dict[str, float]:
-        found = by_domain(
-            gathered, config.domains, lambda rows: ranking.classification_scores(rows["probs"], rows["label"])
-        )
+        found = by_domain(gathered, config.domains, score)
         return found | {"proxy_distance": proxy_distance(gathered["features"], gathered["domain"])}
 
     stream = {"none": "domains", "source-only": "train", "oracle": "labelled"}[config.baseline]
     stage = Stage("adaptation" if adapts else "plain", config.steps, learn, stream, trained)
     return Method(init, (stage,), predict, metrics, scores, watch=f"auc_{config.domains[0]}", own=("features",))
+
+
+def score(rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Scores one domain's images whose label is known; ``balanced_accuracy`` is the mean over classes of the share of
+    each that is found."""
+    known = rows["label"] >= 0
+    if not known.any():
+        return {}
+    probs, labels = rows["probs"][known], rows["label"][known]
+    right = probs.argmax(1) == labels
+    found = [right[labels == label].mean() for label in np.unique(labels)]
+    return ranking.classification_scores(probs, labels) | {"balanced_accuracy": float(np.mean(found))}

@@ -28,7 +28,8 @@ def by_domain(
 
     Returns:
       ``{score}_{domain}`` for each domain that has rows, with its interval (``_low``, ``_high``) where there is one;
-      ``{score}``, the mean over the targets that have it, and ``{score}_worst``, the least of them.
+      ``{score}``, the mean over the targets that have it, and ``{score}_worst``, the least of them (of cosines, of
+      which neither end is the worse, there is none).
     """
     if len(domains) < 2:
         return scores(gathered)
@@ -44,7 +45,7 @@ def by_domain(
             if not name.endswith(("_low", "_high")):
                 values.setdefault(name, []).append(value)
     means = {name: float(np.mean(some)) for name, some in values.items()}
-    worst = {f"{name}_worst": min(some) for name, some in values.items()}
+    worst = {f"{name}_worst": min(some) for name, some in values.items() if not name.endswith("_cosine")}
     return means | worst | {named(score, d): value for d, one in found.items() for score, value in one.items()}
 
 

@@ -136,6 +136,8 @@ def fit(
     check(config)
     mesh = meshes.make_mesh(model=config.model_parallel)
     meshes.connect(mesh)
+    for stage in method.stages:
+        require(data, stage.data)
     method = count_steps(method, data, config)
     root = root_of(config.seed)
     # Shapes first: whatever does not fit is found before memory is used.

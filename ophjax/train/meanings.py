@@ -15,6 +15,7 @@ MEANINGS = {
     "retrieval": ("Retrieval", "share of images whose other view is the most similar one of the batch"),
     "restored": ("Restoration", "minus the squared error of images restored from noise, the image being -1 to 1"),
     "sensitivity": ("Sensitivity", "share of the positive examples that are found"),
+    "balanced_accuracy": ("Balanced accuracy", "mean over the classes of the share of each that is recognised"),
     "specificity": ("Specificity", "share of the negative examples that are recognised as such"),
     "f1": ("F1", "harmonic mean of precision and sensitivity"),
     "kappa": ("Quadratic kappa", "agreement on ordered classes beyond chance"),

@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import presets
 import run
+from ophjax import data as datasets
+from ophjax import methods
 from ophjax.data import files, phantoms
 from ophjax.errors import InputError
-from ophjax.train import checkpoint, host, report
+from ophjax.train import checkpoint, host, loop, report
 from ophjax.train.logs import EventLog, read_events
 
 SMOKE = ("--method", "seatrans", "--preset", "smoke")
@@ -179,6 +182,17 @@ def test_empty_split_of_a_folder(command, folder):
     """Nothing is left to train on, or nothing to validate on."""
     assert_refused(command(*on_folder(folder, "--data.val-fraction", 0)), "fractions", "above 0")
     assert_refused(command(*on_folder(folder, "--data.val-fraction", 0.75)), "fractions", "training")
+
+
+def test_what_a_later_stage_lacks_is_told_at_once(tmp_path):
+    """Not after the stages before it have been trained."""
+    config, data_config, train = presets.preset("smoke", "fccl")
+    data = datasets.load("lesions").make(data_config)
+    method = methods.load("fccl").make(methods.fit_to(config, data))
+    method = method._replace(stages=(*method.stages, method.stages[0]._replace(name="late", data="adapt")))
+    with pytest.raises(InputError, match="no examples in its split 'adapt'"):
+        loop.fit(method, data, train, tmp_path, about={})
+    assert not list(tmp_path.iterdir())
 
 
 # Devices and run folders ---------------------------------------------------------------------------------------------

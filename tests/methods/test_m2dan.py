@@ -206,6 +206,15 @@ def test_focal_loss_below_one(start, batch):
     assert np.isfinite(logs["grad_norm"])
 
 
+def test_scores_of_a_domain():
+    """Of three open angles two are recognised, of one closed angle none; what has no label is left out."""
+    probs = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4], [0.1, 0.9]])
+    rows = {"probs": probs, "label": np.array([0, 0, 0, 1, -1])}
+    found = m2dan.score(rows)
+    np.testing.assert_allclose([found["accuracy"], found["balanced_accuracy"]], [0.5, 1 / 3])
+    assert m2dan.score({name: value[4:] for name, value in rows.items()}) == {}
+
+
 def test_inference_needs_no_critic(start, batch):
     """Section (f): prediction is the same without the critics' parameters and without the domains."""
     method, _ = build()

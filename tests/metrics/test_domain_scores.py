@@ -28,6 +28,11 @@ def test_a_split_without_targets_and_a_single_domain():
     assert by_domain({"label": np.array([1, 0])}, (), count)["share"] == 0.5
 
 
+def test_a_cosine_has_no_worst():
+    found = by_domain({"label": np.arange(3), "domain": np.arange(3)}, ("a", "b", "c"), lambda _: {"own_cosine": 0.5})
+    assert found == {f"own_cosine{end}": 0.5 for end in ("", "_a", "_b", "_c")}
+
+
 def test_names():
     assert named("dice_cup", "mist") == "dice_cup_mist" and named("auc_high", "mist") == "auc_mist_high"
 
