@@ -6,14 +6,19 @@ the smaller network as it prints. A .pt file of the released program given inste
 """
 
 import argparse
+import shlex
+import shutil
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import enlarge
+import presets
 from ophjax import methods
 from ophjax.errors import InputError, as_command
 from ophjax.train import host
+from ophjax.train.restore import Restored
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -35,12 +40,16 @@ def compact(folder: Path, out: Path) -> str:
     from ophjax.nets import superres, superres_weights
     from ophjax.train.checkpoint import Checkpoints
 
+    if (out / "config.json").exists():
+        raise InputError(f"{out} is the folder of a run, whose checkpoints would be lost. Give another --out.")
     run = enlarge.read_run(folder)
     config, state = run.config, run.state
     net, params = methods.load("dualsr").compact(config, state)
     dense = methods.load("dualsr").build(config)
     try:
         out.mkdir(parents=True, exist_ok=True)
+        if (out / "checkpoints").exists():  # of an earlier call
+            shutil.rmtree(out / "checkpoints")
         (out / "widths.txt").write_text("".join(f"{count}\n" for count in superres.inner_of(net)))
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error}. Give an --out folder that can be.") from error
@@ -56,14 +65,44 @@ def compact(folder: Path, out: Path) -> str:
         saved.wait()
     sizes = [(trees.count(tree), superres.count_madds(one) / 1e9)
              for one, tree in ((dense, state.params["primal"]), (net, params))]  # fmt: skip
-    taken = " ".join(f"{name}={out}" for name in networks)
-    inner = " ".join(map(str, superres.inner_of(net)))
     (before, dense_madds), (after, madds) = sizes
     return (
         f"{out}: {before:,} parameters became {after:,}; {dense_madds:.2f} G multiply-adds at 96 x 96 became "
-        f"{madds:.2f}.\nTrain it on: python experiments/run.py --method dualsr --name NAME --method.blocks "
-        f"{net.blocks} --method.width {net.width} --method.inner {inner} --start-from {taken}"
+        f"{madds:.2f}.\nTrain it on: {go_on(run, superres.inner_of(net), [f'{name}={out}' for name in networks])}"
     )
+
+
+def go_on(run: Restored, inner: tuple[int, ...], taken: list[str]) -> str:
+    """The command that trains the smaller network on, as the run's own tuning did: its preset, data and options."""
+    from ophjax.train.runfolder import plain_config
+
+    about = run.about
+    preset, given = about.get("preset", "demo"), about["config"]
+    method, data, train = presets.preset(preset, "dualsr", about["data"])
+    usual = plain_config(method=method, data=data, train=train)
+    wanted = given["method"] | {
+        "inner": list(inner), "narrow": 0.0, "ratio": 0.0, "dual_steps": 0, "lr": run.config.tune_lr,
+        "steps": run.config.steps or run.config.tune_steps or method.steps, "scale": method.scale,
+    }  # fmt: skip
+    words = ["python", "experiments/run.py", "--method", "dualsr", "--preset", preset, "--data", about["data"]]
+    words += ["--runs", str(run.folder.parent), "--name", f"{run.folder.name}-compact"]
+    for part, values in (("method", wanted), ("data", given.get("data")), ("train", given.get("train"))):
+        always = ("inner", "ratio", "dual_steps", "lr") if part == "method" else ()
+        changed = {name: value for name, value in (values or {}).items() if value != usual[part].get(name)}
+        words += flags(part, {name: wanted[name] for name in always} | changed)
+    return shlex.join([*words, "--start-from", *taken])
+
+
+def flags(part: str, changes: dict[str, Any]) -> list[str]:
+    """Writes values out of a config.json as options of run.py."""
+    words: list[str] = []
+    for name, value in changes.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{part}.{option}" if value else f"--{part}.no-{option}")
+        else:
+            words += [f"--{part}.{option}", *map(str, value if isinstance(value, list) else (value,))]
+    return words
 
 
 def convert(source: Path, target: Path) -> str:

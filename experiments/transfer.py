@@ -87,8 +87,9 @@ def transfer(argv: list[str]) -> int:
         or min(options.rates, default=0) <= 0
         or options.seeds < 1
         or options.steps < 1
+        or options.batch_size < 1
     ):
-        raise InputError("--shots, --seeds and --steps are numbers of at least 1, and --rates are above 0.")
+        raise InputError("--shots, --seeds, --steps and --batch-size are at least 1, and --rates are above 0.")
     data = data_of(options.data, rest)
     loaded = [hyper.load_hyper(folder) for folder in options.runs]
     if options.untuned:
@@ -97,18 +98,11 @@ def transfer(argv: list[str]) -> int:
     about = {
         name: str(value)
         for name, value in vars(options).items()
-        if name in ("runs", "data", "steps", "batch_size", "noise", "spread")
+        if name in ("runs", "data", "first_seed", "steps", "batch_size", "noise", "spread")
     }
     about |= {"rest": " ".join(rest)}
     path = options.out / "trials.jsonl"
-    done: dict[tuple[Any, ...], Any] = {}
-    if path.exists():
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        if lines and lines[0] != about:
-            raise InputError(f"{path} holds trials of other options ({lines[0]}). Give another --out.")
-        done = {tuple(line[name] for name in few.Trial._fields[:5]): few.Trial(**line) for line in lines[1:]}
-    else:
-        path.write_text(json.dumps(about) + "\n")
+    done = {trial[:5]: trial for trial in kept_trials(path, about)}
     train, val, test = (data.splits[split] for split in ("train", "val", "test"))
     labels = (
         np.array([int(train[i]["label"]) for i in range(len(train))]) if data.classes else np.zeros(len(train), int)
@@ -141,6 +135,27 @@ def transfer(argv: list[str]) -> int:
     print(text)
     print(f"Figure: {options.out / 'curves.png'}")
     return 0
+
+
+def kept_trials(path: Path, about: dict[str, str]) -> list[Any]:
+    """Reads the trials that are there, or begins the file. Lines cut off by a kill are skipped.
+
+    Raises:
+      InputError: they were made with other options.
+    """
+    from ophjax.train.logs import read_events
+    from ophjax.train.transfer import Trial
+
+    lines = list(read_events(path))
+    if not lines:
+        path.write_text(json.dumps(about) + "\n")
+        return []
+    if {"first_seed": "0"} | lines[0] != about:  # older files do not say it
+        raise InputError(f"{path} holds trials of other options ({lines[0]}). Give another --out.")
+    if not path.read_bytes().endswith(b"\n"):
+        with path.open("a") as kept:
+            kept.write("\n")
+    return [Trial(**line) for line in lines[1:] if line.keys() == set(Trial._fields)]
 
 
 def untuned(options: argparse.Namespace, data: Any, loaded: list[Any]) -> int:

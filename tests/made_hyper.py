@@ -13,10 +13,10 @@ from ophjax.train.checkpoint import Checkpoints
 from ophjax.train.runfolder import plain_config
 
 
-def write_run(folder):
-    """Writes config.json and one checkpoint; returns the state that is in it."""
+def write_run(folder, **changes):
+    """Writes config.json and one checkpoint; returns the state that is in it. ``changes`` are to the configuration."""
     config = dataclasses.replace(
-        hyperinit.Config(), **hyperinit.SMOKE, classes=shapes.TASKS["source"], regions=("lesion",)
+        hyperinit.Config(), **hyperinit.SMOKE, **changes, classes=shapes.TASKS["source"], regions=("lesion",)
     )
     method = hyperinit.make(config)
     batch = {

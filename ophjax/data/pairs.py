@@ -7,6 +7,8 @@ the other images mean nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ophjax.data.sources import Chained, Example, Grouped, Source
@@ -50,11 +52,23 @@ def input_only(image: np.ndarray, scale: int) -> Example:
     return blank | {"image": image, "target_weight": np.zeros((), np.float32)}
 
 
-def halves(source: Source) -> Source:
-    """Lets two halves of the examples take turns: even rows of a batch from one, odd rows from the other."""
+def halves(source: Source, images: Sequence[int] | None = None) -> Source:
+    """Lets two halves of the examples take turns: even rows of a batch from one, odd rows from the other.
+
+    Args:
+      source: the examples.
+      images: a number of the image that each example was cut from; none: each is an image of its own. The halves share
+        no image (every second one), unless there is one only: then they are its upper and its lower tiles.
+    """
     if len(source) < 2:
         raise InputError("The training split has one example; the search needs two halves of it. Add images.")
-    return Grouped(source, [range(0, len(source), 2), range(1, len(source), 2)])
+    images = range(len(source)) if images is None else images
+    different = sorted(set(images))
+    if len(different) == 1:
+        middle = len(source) // 2
+        return Grouped(source, [range(middle), range(middle, len(source))])
+    parts = [set(different[half::2]) for half in (0, 1)]
+    return Grouped(source, [[i for i, image in enumerate(images) if image in part] for part in parts])
 
 
 def with_inputs(paired: Source, inputs: Source, *, tenths: int = 3) -> Source:

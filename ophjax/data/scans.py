@@ -46,10 +46,10 @@ def warp(
     """Zooms, rotates, shears and bends each image and its mask about the image's middle.
 
     The factor of the zoom is uniform in 1 +- ``zoom``, the angle in +-``rotate`` radians, the shear of rows and of
-    columns in 0 to ``shear``. Half of the images are bent too, by displacements uniform in +-``elastic`` pixels at points
-    at most 16 pixels apart, with a smooth (cubic) course between that may go a little beyond. Images are read linearly,
-    masks at the nearest pixel, both repeated beyond their border. Drawn from the key and ``index`` alone, not from the
-    row.
+    columns in 0 to ``shear``. Half of the images are bent too, by displacements uniform in +-``elastic`` pixels at
+    points at most 16 pixels apart, with a smooth (cubic) course between that may go a little beyond. Images are read
+    linearly, masks at the nearest pixel, both repeated beyond their border. Drawn from the key and ``index`` alone, not
+    from the row.
     """
     size = image.shape[1:3]
     points = tuple(-(-n // _SPACING) + 1 for n in size)

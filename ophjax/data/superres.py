@@ -94,7 +94,11 @@ class Whole:
 
 
 class Tiles:
-    """Square tiles of whole images, in rows from the top left corner; what remains right and below is left out."""
+    """Square tiles of whole images, in rows from the top left corner; what remains right and below is left out.
+
+    Attributes:
+      images: the number of the whole image that each tile is cut from.
+    """
 
     def __init__(self, whole: Source, sizes: list[tuple[int, ...]], *, size: int, step: int, scale: int):
         self._whole, self._size, self._scale = whole, size, scale
@@ -110,6 +114,7 @@ class Tiles:
                 for left in range(0, width - size + 1, step):
                     self._places.append((number, top, left))
                     self.names.append(f"{name}-{top}-{left}")
+        self.images = [number for number, _, _ in self._places]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -126,8 +131,8 @@ class Tiles:
 
 
 def make(config: Config) -> Dataset:
-    """Reads the folder: splits ``train``, ``search`` (its halves in turn), ``val``, ``test`` and, where there are
-    inputs without truth, ``adapt`` (mixed with them).
+    """Reads the folder: splits ``train``, ``search`` (its halves in turn, which share no image), ``val``, ``test`` and,
+    where there are inputs without truth, ``adapt`` (mixed with them).
 
     Raises:
       InputError: for every mistake in the folder or the options.
@@ -143,7 +148,7 @@ def make(config: Config) -> Dataset:
     stored = tfds.folder_in(root)
     sets = find_sets(root, config.scale) if stored is None else stored_sets(stored, config.scale)
 
-    def tiles(pictures: Pictures, smaller: dict[int, Pictures], names: list[str], step: int) -> Source:
+    def tiles(pictures: Pictures, smaller: dict[int, Pictures], names: list[str], step: int) -> Tiles:
         whole = Whole(
             {name: pictures[name] for name in names},
             {times: {name: paths[name] for name in names} for times, paths in smaller.items()},
@@ -158,16 +163,17 @@ def make(config: Config) -> Dataset:
     parts = [
         [names[i] for i in part] for part in split([0] * len(names), names, fractions=fractions, seed=config.split_seed)
     ]
+    train = tiles(pictures, smaller, parts[0], step)
     splits: dict[str, Source] = {
-        "train": tiles(pictures, smaller, parts[0], step),
+        "train": train,
+        "search": halves(train, train.images),
         "val": tiles(pictures, smaller, parts[1], config.size),
         "test": tiles(*sets[1], list(sets[1][0]), config.size)
         if given
         else tiles(pictures, smaller, parts[2], config.size),
     }
-    splits["search"] = halves(splits["train"])
     if config.unpaired:
-        splits["adapt"] = with_inputs(splits["train"], inputs(Path(config.unpaired).expanduser(), config))
+        splits["adapt"] = with_inputs(train, inputs(Path(config.unpaired).expanduser(), config))
     made = [f"x{config.scale // times}" for times in steps(config.scale)[:-1] if times not in smaller]
     how = f"; {', '.join(made)} made by MATLAB's rule ({config.border}, rounded {config.rounded})" if made else ""
     return Dataset(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ophjax.errors import InputError
 from ophjax.keys import at
 from ophjax.nets.superres import DRN, Restored, units
 from ophjax.transforms import pruning, selection
@@ -108,7 +109,16 @@ class Compression:
 
     def search(self, key: Key, state: TrainState, batch: Batch) -> tuple[TrainState, Logs]:
         """One step of the alternation (spec, (e.1)): numbers by one half of the batch, a step of the weights ahead;
-        weights by the other half. First order (spec, (j4)); both use one gradient of the weights."""
+        weights by the other half. First order (spec, (j4)); both use one gradient of the weights.
+
+        Raises:
+          InputError: the batch has an odd number of rows, which would mix the halves of the split.
+        """
+        if len(batch["image"]) % 2:
+            raise InputError(
+                f"The search deals a batch to two halves; this one has {len(batch['image'])} images. Give "
+                "--train.batch-size an even number."
+            )
         images = self.parts.cut(at(key, "patches"), batch)
         fit, judge = ([image[half::2] for image in images] for half in (0, 1))
 
@@ -186,7 +196,7 @@ class Compression:
             restored = self.parts.forward(primal, images[0], one_hot)
             whole = self.parts.forward(dense["primal"], images[0], one_hot)
             rebuilt = sum(
-                (jnp.square(a - jax.lax.stop_gradient(b)).mean()
+                (jnp.square(a.astype(jnp.float32) - jax.lax.stop_gradient(b).astype(jnp.float32)).mean()
                  for a, b in zip(restored.features, whole.features, strict=True)),
                 start=jnp.zeros(()),
             )  # fmt: skip

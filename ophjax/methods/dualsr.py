@@ -14,7 +14,7 @@ dualsr spec; decisions are named in BUILD_NOTES.md.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -159,7 +159,8 @@ class Config:
     tune_lr: float = 1e-4
     """Adam's rate of the tuning, falling by a cosine to a thousandth."""
     distil_weight: float = 0.0
-    """Weight of the distance between the channel means of the last features of this net and the dense one."""
+    """Weight of the distance between the channel means of the last features of this net and the dense one, in the
+    tuning."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of activations; parameters, losses and images stay float32."""
 
@@ -272,18 +273,24 @@ def make(config: Config) -> Method:
         images = cut(at(key, "patches"), batch)
         return dual_loss(images, images, duals(params["dual"])).mean(), ({}, {})
 
-    def learn(key: Key, params: Any, extra: Any, batch: Batch) -> tuple[jax.Array, tuple[Any, Logs]]:
-        """The closed loop; after the compression with masks."""
-        images = cut(at(key, "patches"), batch)
-        primal = pruning.scale_inputs(params["primal"], units(net), extra["mask"]) if compression else params["primal"]
-        restored = forward(primal, images[0])
-        own, back = losses(restored, params.get("dual"), images)
-        value, logs = own + config.dual_weight * back, {"primal_loss": own, "dual_loss": back}
-        if compression and config.distil_weight:
-            taught = forward(extra["dense"]["primal"], images[0]).last.mean(-1)
-            logs["distillation"] = jnp.square(restored.last.mean(-1) - jax.lax.stop_gradient(taught)).mean()
-            value = value + config.distil_weight * logs["distillation"]
-        return value, ({}, logs)
+    def learner(teach: bool) -> Callable[..., tuple[jax.Array, tuple[Any, Logs]]]:
+        """The closed loop; after the compression with masks, and ``teach`` by the dense network (spec, (e.3))."""
+
+        def learn(key: Key, params: Any, extra: Any, batch: Batch) -> tuple[jax.Array, tuple[Any, Logs]]:
+            images, primal = cut(at(key, "patches"), batch), params["primal"]
+            if compression:
+                primal = pruning.scale_inputs(primal, units(net), extra["mask"])
+            restored = forward(primal, images[0])
+            own, back = losses(restored, params.get("dual"), images)
+            value, logs = own + config.dual_weight * back, {"primal_loss": own, "dual_loss": back}
+            if teach:
+                taught = jax.lax.stop_gradient(forward(extra["dense"]["primal"], images[0]).last)
+                ours, theirs = (last.astype(jnp.float32).mean(-1) for last in (restored.last, taught))
+                logs["distillation"] = jnp.square(ours - theirs).mean()
+                value = value + config.distil_weight * logs["distillation"]
+            return value, ({}, logs)
+
+        return learn
 
     def adapt(key: Key, params: Any, extra: Any, batch: Batch) -> tuple[jax.Array, tuple[Any, Logs]]:
         """The closed loop where only some rows have a truth (spec, (d)): the others pay the dual loss of the first
@@ -300,10 +307,11 @@ def make(config: Config) -> Method:
     # Name, steps, loss, split, networks, rate: the stages around the compression, in their order.
     before = [
         ("dual", config.dual_steps if closed else 0, learn_dual, "train", ("dual",), config.dual_lr),
-        ("training", config.steps, learn, "train", trained, config.lr),
+        ("training", config.steps, learner(teach=False), "train", trained, config.lr),
         ("adaptation", config.adapt_steps, adapt, "adapt", trained, config.lr),
     ]
-    after = [("tuning", config.tune_steps if compression else 0, learn, "train", trained, config.tune_lr)]
+    tuned = learner(teach=config.distil_weight > 0)
+    after = [("tuning", config.tune_steps if compression else 0, tuned, "train", trained, config.tune_lr)]
 
     def ordinary(rows: list[Any]) -> list[Stage]:
         return [
@@ -327,6 +335,7 @@ def make(config: Config) -> Method:
         }
         extra: dict[str, Any] = {}
         if compression:
+            jax.eval_shape(parts.cut, key, batch)  # a patch that is too large is refused now, not after the training
             networks, slots, extra = compression.begin(key, params)
             params, opt = params | networks, opt | slots
         return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt=opt, extra=extra)

@@ -213,9 +213,9 @@ def optimiser(config: Config) -> optax.GradientTransformation:
 def make(config: Config) -> Method:
     """Builds FCCL, or the baseline that the configuration names.
 
-    Batches hold ``image`` uint8 [b, h, w, 3], ``label`` int32 [b] (-1: not known), ``weight`` float32 [b] (0: padding) and ``index``
-    int32 [b]; those that are scored may hold ``domain`` int32 [b]. Outputs are ``probs`` [b, k] and ``cosines`` [b, k],
-    of the feature with each centroid (-1 where a class was never seen).
+    Batches hold ``image`` uint8 [b, h, w, 3], ``label`` int32 [b] (-1: not known), ``weight`` float32 [b] (0: padding)
+    and ``index`` int32 [b]; those that are scored may hold ``domain`` int32 [b]. Outputs are ``probs`` [b, k] and
+    ``cosines`` [b, k], of the feature with each centroid (-1 where a class was never seen).
 
     The state keeps the centroids in ``extra["centroids"]``, whatever the baseline: they cost little and show how tight
     and how far apart the classes are.

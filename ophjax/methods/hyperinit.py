@@ -128,7 +128,7 @@ class Config:
     projection: int = 64
     """Width of the contrast's projection, shared by all children (objective contrastive)."""
     noise: float = 0.25
-    """Standard deviation of the noise that is to be removed, the image being -1 to 1 (dense-objective denoise)."""
+    """Standard deviation of the noise that is to be removed, the image being -2 to 2 (dense-objective denoise)."""
     flip: bool = True
     """Horizontal flips."""
     lr: float = 1e-3
@@ -186,8 +186,9 @@ def ghn_config(config: Config) -> GHNConfig:
     """The hypernetwork that a run of this configuration trains."""
     classes = len(config.classes) if config.objective == "supervised" and set(served(config)) & set(CLASSIFIERS) else 0
     return GHNConfig(
-        config.width, config.layers, config.heads, config.core, config.channels, config.side, config.cutoff, classes
-    )
+        config.width, config.layers, config.heads, config.core, config.channels, config.side, config.cutoff, classes,
+        config.normalise,
+    )  # fmt: skip
 
 
 def optimiser(config: Config) -> optax.GradientTransformation:
@@ -375,10 +376,11 @@ def make(config: Config) -> Method:
     def scores(gathered: Mapping[str, np.ndarray]) -> dict[str, float]:
         known = ("dice", "iou", "soft", "retrieval", "restored")
         found = ranking.mean_scores({name: v for name, v in gathered.items() if name.split("_")[0] in known})
-        if "child_probs" in gathered:
-            children = gathered["child_probs"].reshape(len(gathered["label"]), len(classifiers), -1)
-            right = (children.argmax(-1) == gathered["label"][:, None]).mean(0)
-            of_mean = ranking.classification_scores(gathered["probs"], gathered["label"])
+        labelled = gathered["label"] >= 0 if "child_probs" in gathered else np.zeros(0, bool)
+        if labelled.any():
+            label, probs, children = (gathered[name][labelled] for name in ("label", "probs", "child_probs"))
+            right = (children.reshape(len(label), len(classifiers), -1).argmax(-1) == label[:, None]).mean(0)
+            of_mean = ranking.classification_scores(probs, label)
             found |= {f"ensemble_{name}" if name.startswith("accuracy") else name: v for name, v in of_mean.items()}
             found |= {"accuracy": float(right.mean()), "accuracy_least": float(right.min())}
             found |= {f"accuracy_{names[i]}": float(v) for i, v in zip(classifiers, right, strict=True)}

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 WINDOW, SIGMA = 11, 1.5
+CEILING = 100.0
+"""Highest PSNR in dB: infinity has no mean, and a score that is not finite would not be counted."""
 
 
 def luma(image: Any) -> Any:
@@ -35,10 +37,10 @@ def shave(image: Any, border: int) -> Any:
 
 
 def psnr(one: Any, other: Any) -> Any:
-    """10 log10(255^2 / mean square difference) of images [..., h, w]; infinite where they are equal."""
+    """10 log10(255^2 / mean square difference) of images [..., h, w], at most ``CEILING``, which equal ones have."""
     xp = one.__array_namespace__()
     with np.errstate(divide="ignore"):
-        return 10 * xp.log10(255**2 / xp.mean((one - other) ** 2, axis=(-2, -1)))
+        return xp.minimum(10 * xp.log10(255**2 / xp.mean((one - other) ** 2, axis=(-2, -1))), CEILING)
 
 
 def ssim(one: Any, other: Any) -> Any:

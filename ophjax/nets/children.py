@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ophjax.errors import unknown
+from ophjax.errors import InputError, unknown
 from ophjax.nets.blocks import DoubleConv, crop_to, make_norm, pad_to_multiple
 from ophjax.nets.conv import Conv, ConvTranspose2x2, DepthwiseConv, max_pool
 from ophjax.nets.resnet import ResNet
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 CLASSIFIERS = ("plain", "residual", "dense", "inverted", "vit")
 FAMILIES = (*CLASSIFIERS, "unet")
 NORMS = ("batch", "group", "none")
+TRIES = 1000
+"""Draws after which a family is taken to have nothing new."""
 
 
 class Architecture(NamedTuple):
@@ -89,15 +91,32 @@ def draw_architecture(
 def draw_pool(
     seed: int, number: int, families: Sequence[str] = FAMILIES, *, norms: Sequence[str] = NORMS, widest: int = 64
 ) -> tuple[Architecture, ...]:
-    """Draws different architectures, the families taking turns; a seed's pool is always the same."""
+    """Draws different architectures, the families taking turns; a seed's pool is always the same.
+
+    A family that gave nothing new in ``TRIES`` draws is left out from then on (there are six different ViTs, say).
+
+    Raises:
+      InputError: there are not so many different ones.
+    """
     rng = np.random.default_rng([seed, 7])
     pool: list[Architecture] = []
-    tries = 0
+    spent: set[str] = set()
     while len(pool) < number:
-        found = draw_architecture(rng, families[len(pool) % len(families)], norms=norms, widest=widest)
-        tries += 1
-        if found not in pool or tries > 100 * number:
-            pool.append(found)
+        turn = len(pool) % len(families)
+        family = next((name for name in (*families[turn:], *families[:turn]) if name not in spent), None)
+        if family is None:
+            raise InputError(
+                f"A pool of {number} architectures was asked for; {', '.join(families)} with norms {', '.join(norms)} "
+                f"and at most {widest} channels have only {len(pool)} different ones. Give a smaller --method.pool, or "
+                "more --method.families."
+            )
+        for _ in range(TRIES):
+            found = draw_architecture(rng, family, norms=norms, widest=widest)
+            if found not in pool:
+                pool.append(found)
+                break
+        else:
+            spent.add(family)
     return tuple(pool)
 
 

@@ -40,6 +40,8 @@ class GHNConfig:
     """Longest path along which nodes hear of each other directly; 1: neighbours only."""
     classes: int = 0
     """Classes of the heads that are predicted too; 0: no head is."""
+    normalise: bool = True
+    """Scale predicted kernels by their fan-in and keep norms and biases in range; off for an ablation."""
 
 
 class Features(NamedTuple):

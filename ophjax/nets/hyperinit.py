@@ -30,19 +30,17 @@ def predict_params(
     graph: ModuleGraph,
     *,
     head: str = "fresh",
-    normalise: bool = True,
     shuffled: int | None = None,
 ) -> tuple[dict[Path, jax.Array], tuple[Piece, ...]]:
     """Predicts the parameters of a graph: tensors by path, and how each was made. Differentiable in ``ghn_params``.
 
     Args:
       head: see ``hyper_init``.
-      normalise: off for an ablation.
       shuffled: seed of a permutation of the operations among the nodes, a control.
     """
     pieces, rows = lay_out(graph, ghn.config, head=head)
     bank = bank_of(ghn, ghn_params, featurise(graph, ghn.config, rows, seed=shuffled))
-    return assemble(pieces, bank, normalise=normalise), pieces
+    return assemble(pieces, bank, normalise=ghn.config.normalise), pieces
 
 
 def hyper_init(
@@ -82,13 +80,14 @@ def hyper_init(
       graph: of the module, where it is known.
 
     Raises:
-      InputError: with ``fallback="error"``, parameters that cannot be predicted are named.
+      InputError: with ``fallback="error"``, parameters that cannot be predicted are named; ``head_paths`` that the
+        module does not have.
     """
     if fallback not in FALLBACKS:
         raise unknown("fallback", fallback, FALLBACKS)
     graph = trace_graph(module, *example, train_kwargs=train_kwargs) if graph is None else graph
     if head_paths is not None:
-        graph = dataclasses.replace(graph, head=tuple(tuple(path) for path in head_paths))
+        graph = with_head(graph, head_paths)
     if fallback == "error" and graph.fallback:
         lost = "; ".join(f"{'/'.join(path)} ({why})" for path, why in graph.fallback[:8])
         raise InputError(
@@ -105,6 +104,24 @@ def hyper_init(
         return variables | {"params": graft(variables["params"], tensors)}
 
     return init
+
+
+def with_head(graph: ModuleGraph, paths: Sequence[Path]) -> ModuleGraph:
+    """Names other parameters as a graph's head.
+
+    Raises:
+      InputError: the module has no such parameters.
+    """
+    head, known = tuple(tuple(path) for path in paths), [path for path, _, _ in graph.shapes]
+    if strange := [path for path in head if path not in known]:
+        wrong, now, every = (
+            ", ".join("/".join(map(str, path)) for path in some[:40]) for some in (strange, graph.head, known)
+        )
+        raise InputError(
+            f"head_paths names {wrong}, which this module does not have. The head that was found: {now or 'none'}. "
+            f"Parameters: {every}{', ...' if len(known) > 40 else ''}. Give a list of paths, each a tuple of names."
+        )
+    return dataclasses.replace(graph, head=head)
 
 
 def graft(tree: Any, tensors: Mapping[Path, jax.Array]) -> Any:

@@ -34,19 +34,6 @@ MEAN = (0.4488 * 255, 0.4371 * 255, 0.4040 * 255)
 """Mean colour of DIV2K in 0..255, subtracted from what enters and added to what leaves."""
 
 
-class Size(NamedTuple):
-    """The size of a published network: blocks in each stage and base width."""
-
-    blocks: int
-    width: int
-
-
-SIZES = {
-    ("small", 4): Size(30, 16), ("large", 4): Size(40, 20), ("small", 8): Size(30, 8), ("large", 8): Size(36, 10),
-}  # fmt: skip
-"""DRN-S and DRN-L by scale. At 2x nothing is published."""
-
-
 class Restored(NamedTuple):
     """What the network gives.
 
@@ -270,7 +257,7 @@ def phases_of(scale: int) -> int:
       InputError: the scale is none of 2, 4, 8.
     """
     if scale not in (2, 4, 8):
-        raise InputError(f"The scale is {scale}; DRN enlarges 2, 4 or 8 times. Give --method.scale one of these.")
+        raise InputError(f"The scale is {scale}; DRN enlarges 2, 4 or 8 times. Give --data.scale one of these.")
     return int(math.log2(scale))
 
 
@@ -337,7 +324,8 @@ def units(net: DRN) -> tuple[Unit, ...]:
 def count_madds(net: DRN, height: int = 96, width: int = 96) -> int:
     """Counts the multiply-adds of all convolutions for one input image, biases as one each (dualsr spec, (c)).
 
-    At 96 x 96, whatever the scale, these are the published numbers. The pre-enlargement is not counted.
+    At 96 x 96 these are the published numbers at 4x, and at 8x within 0.04 % (197.94 and 366.38 G; published: 198.0
+    and 366.5). The pre-enlargement is not counted.
     """
     phases, inner, size = phases_of(net.scale), inner_of(net), net.width
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ophjax.errors import InputError, unknown
+from ophjax.errors import unknown
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int, UInt8
@@ -93,21 +93,6 @@ def resize_bytes(
         if rounded or axis == 1:
             values = np.floor(values + 0.5).clip(0, 255)
     return values.astype(np.uint8)
-
-
-def crop_to_multiple(image: UInt8[np.ndarray, "h w c"], factor: int) -> UInt8[np.ndarray, "i j c"]:
-    """Cuts an image to sides that the factor divides, keeping its top left corner.
-
-    Raises:
-      InputError: a side is shorter than the factor.
-    """
-    height, width = (n - n % factor for n in image.shape[:2])
-    if not height or not width:
-        raise InputError(
-            f"An image of {image.shape[1]} x {image.shape[0]} pixels cannot be shrunk {factor} times. Give larger "
-            "images, or a smaller --method.scale."
-        )
-    return image[:height, :width]
 
 
 @lru_cache(maxsize=64)

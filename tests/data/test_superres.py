@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 from ophjax.data import superres
+from ophjax.data.pairs import halves
 from ophjax.data.superres import Config
 from ophjax.errors import InputError
 from ophjax.transforms.resizing import resize_bytes
@@ -84,6 +85,21 @@ def test_inputs_without_truth(plain, tmp_path_factory):
     last = mixed[len(mixed) - 1]
     assert last["target_weight"] == 0
     np.testing.assert_array_equal(last["image"], picture(52, 9, 8)[4:8, 4:8])
+
+
+def test_halves_of_the_search_share_no_image(plain):
+    """Whole images in one half or the other, though tiles overlap; of one image alone the upper and the lower tiles."""
+    train = open_folder(plain, step=8).splits
+    names = train["search"].names
+    one, other = ({names[i].split("-")[0] for i in group} for group in train["search"].groups)
+    assert one and other and not one & other and len(one) - len(other) in (0, 1)
+    assert sorted(i for group in train["search"].groups for i in group) == list(range(len(names)))
+    alone = halves(train["train"], [3] * len(names))
+    assert [len(group) for group in alone.groups] == [len(names) // 2, len(names) - len(names) // 2]
+    assert max(alone.groups[0]) < min(alone.groups[1])
+    assert halves(train["train"]).groups[0][:3] == [0, 2, 4]
+    number = len(names) // 2  # only images 0 and 2 gave tiles
+    assert list(halves(train["train"], [0] * number + [2] * (len(names) - number)).groups[0]) == list(range(number))
 
 
 def test_mistakes(plain):

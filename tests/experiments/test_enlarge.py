@@ -1,6 +1,8 @@
 """Enlarging images and compacting runs by their commands."""
 
+import dataclasses
 import json
+import shlex
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +12,21 @@ from PIL import Image
 
 import compact
 import enlarge as enlarging
+import presets
 import run
 from ophjax import trees
 from ophjax.errors import InputError
+from ophjax.methods import dualsr
 from ophjax.metrics.restoration import luma_scores
-from ophjax.nets.superres import DRN, inner_of
+from ophjax.nets.superres import DRN, inner_of, units
 from ophjax.nets.superres_weights import from_state_dict, read_weights, to_state_dict, write_weights
 from ophjax.train import host
+from ophjax.train.restore import Restored
+from ophjax.train.runfolder import plain_config
 from ophjax.train.tiles import upscale
+from ophjax.transforms import pruning
+
+SMOKE_TUNING = dualsr.SMOKE["tune_steps"]
 
 
 def nearest(scale):
@@ -112,6 +121,55 @@ def test_no_run(tmp_path):
         enlarging.read_run(tmp_path)
 
 
+@pytest.fixture
+def compressed(tmp_path, monkeypatch):
+    """A run that was never trained and has chosen its channels; its options are others than its preset's."""
+    method, data, train = presets.preset("smoke", "dualsr", "superres")
+    changes = dict(ratio=0.5, widths="uniform", selection="magnitude", width=4, augment=True, tune_lr=3e-5, steps=0)
+    method = dataclasses.replace(method, **changes, betas=(0.5, 0.9), scale=2)
+    data = dataclasses.replace(data, root="my images", rounded=False, step=8)
+    train = dataclasses.replace(train, batch_size=4)
+    made = dualsr.make(method)
+    size = {"image": (2, 16, 16, 3), "target": (2, 32, 32, 3)}
+    batch = {name: jax.ShapeDtypeStruct(shape, jnp.uint8) for name, shape in size.items()}
+    batch["index"] = jax.ShapeDtypeStruct((2,), jnp.int32)
+    shapes = jax.eval_shape(made.init, jax.eval_shape(lambda: jax.random.key(0)), batch)
+    state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes).replace(opt={})
+    counts = jnp.asarray(pruning.uniform_counts(pruning.layout(units(dualsr.build(method))), 0.5), jnp.int32)
+    state = state.replace(extra=state.extra | {"counts": counts})
+    state = next(one for one in made.stages if one.name == "selection").enter(jax.random.key(0), state)
+    about = {"preset": "smoke", "data": "superres", "config": plain_config(method=method, data=data, train=train)}
+    found = Restored(tmp_path / "half", about, method, data, made, state, 3, {})
+    monkeypatch.setattr(enlarging, "read_run", lambda folder: found)
+    return found
+
+
+def test_the_command_that_compact_prints_goes_on_as_the_run_was(compressed):
+    """Preset, data and every option are the run's; the net is the smaller one and is tuned. Twice, it is the same."""
+    folder = compressed.folder
+    said = compact.run([str(folder)])
+    (folder / "compact" / "checkpoints" / "0" / "spoilt").touch()
+    assert compact.run([str(folder)]) == said
+    assert not (folder / "compact" / "checkpoints" / "0" / "spoilt").exists()
+    words = shlex.split(said.split("experiments/run.py ")[1])
+    chosen, options = run.parse(words)
+    assert (chosen.method, chosen.data, chosen.preset) == ("dualsr", "superres", "smoke")
+    assert (options.runs / options.name) == folder.with_name("half-compact")
+    assert options.data == compressed.data_config and options.train.batch_size == 4
+    inner = tuple(int(line) for line in (folder / "compact" / "widths.txt").read_text().split())
+    wanted = dict(inner=inner, ratio=0.0, dual_steps=0, lr=3e-5, steps=SMOKE_TUNING, scale=4)
+    assert options.method == dataclasses.replace(compressed.config, **wanted)
+    assert list(options.start_from) == [f"{name}={folder / 'compact'}" for name in ("primal", "dual")]
+    dualsr.make(dataclasses.replace(options.method, scale=2))
+
+
+def test_compact_never_writes_over_a_run(compressed):
+    compressed.folder.mkdir()
+    (compressed.folder / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="another --out"):
+        compact.run([str(compressed.folder), "--out", str(compressed.folder)])
+
+
 @pytest.mark.slow
 def test_a_run_is_compacted_and_trained_on(tmp_path, monkeypatch):
     """Train and compress; take the channels out; the files agree; train the smaller network in a run of its own."""
@@ -131,11 +189,8 @@ def test_a_run_is_compacted_and_trained_on(tmp_path, monkeypatch):
     one, other = (jax.jit(n.apply)({"params": p}, image).images[-1] for n, p in ((own, from_folder), (net, params)))
     np.testing.assert_allclose(one, other, atol=1e-3)
     # What it prints goes on with it.
-    words = said.split("experiments/run.py ")[1].split()
-    words[words.index("NAME")] = "second"
-    tuned = [*fixed, *words[2:], "--method.ratio", "0", "--method.dual-steps", "0"]
-    assert run.run(tuned) == 0
-    second, _ = enlarging.load(tmp_path / "second")
+    assert run.run(shlex.split(said.split("experiments/run.py ")[1])) == 0
+    second, _ = enlarging.load(tmp_path / "first-compact")
     assert second.inner == net.inner
-    report = (tmp_path / "second" / "report.html").read_text()
+    report = (tmp_path / "first-compact" / "report.html").read_text()
     assert "Restored images" in report and "bicubic" in report

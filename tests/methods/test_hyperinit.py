@@ -15,6 +15,7 @@ from ophjax.data import shapes
 from ophjax.errors import InputError
 from ophjax.methods import hyperinit
 from ophjax.methods.hyperinit import SMOKE, VARIANTS, Config, ghn_config, make, served
+from ophjax.train.logs import read_events
 from ophjax.train.seeds import side_by_side
 
 CLASSES = shapes.TASKS["source"]
@@ -76,6 +77,17 @@ def test_each_childs_accuracy_is_of_the_mean_probabilities():
     gathered = {"child_probs": probs, "probs": probs.reshape(2, 2, 4).mean(1), "label": np.zeros(2, int)}
     found = make(settings(families=("plain",))).scores(gathered)
     assert (found["accuracy_plain1"], found["accuracy_plain2"], found["accuracy"]) == (1, 0, 0.5)
+
+
+def test_images_without_a_label_are_not_scored():
+    probs = np.array([[0.7, 0.1, 0.2, 0.0], [0.1, 0.6, 0.2, 0.1], [0.9, 0.1, 0.0, 0.0]])
+    gathered = {"child_probs": np.tile(probs, 2), "probs": probs, "label": np.array([0, -1, 1])}
+    method = make(settings(families=("plain",)))
+    found = method.scores(gathered)
+    assert found["accuracy"] == found["accuracy_plain1"] == 0.5
+    known = {name: value[[0, 2]] for name, value in gathered.items()}
+    assert found == method.scores(known)
+    assert method.scores(gathered | {"label": np.full(3, -1)}) == {}
 
 
 def test_shuffled_labels_are_the_only_thing_a_control_changes():
@@ -175,6 +187,8 @@ def test_networks_that_the_pool_never_held_answer_untrained(tmp_path):
     pool = ("--method.pool", "24", "--method.families", "plain", "residual", "dense", "inverted")
     run = ("--method", "hyperinit", "--train.seed", "100", *seed, "--method.steps", "2500", *pool)
     call("run.py", *run, "--runs", str(tmp_path), "--name", "pool")
+    tested = next(e for e in read_events(tmp_path / "pool" / "metrics.jsonl") if e["event"] == "test")
+    assert tested["scores"]["accuracy"] > 0.7, tested  # of the pool's own nets
     found = call("transfer.py", "--runs", str(tmp_path / "pool"), "--nets", "resnet", "densenet", "--untuned", *seed)
     scores = {line.split()[0]: float(line.split()[2]) for line in found.splitlines()}
     assert scores["resnet"] > 0.5 and scores["densenet"] > 0.5, scores

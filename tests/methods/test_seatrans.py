@@ -125,7 +125,9 @@ def test_a_segmenter_that_is_not_frozen_is_trained(batch):
     after, logs = jax.jit(seatrans.make(config).stages[-1].step)(jax.random.key(1), state, batch)
     total = logs["diagnosis_loss"] + config.segmentation_weight * logs["segmentation_loss"]
     np.testing.assert_allclose(logs["loss"], total, rtol=1e-6)
-    assert moved(state.params["segmenter"], after.params["segmenter"]) == set(trees.named_leaves(state.params["segmenter"]))
+    assert moved(state.params["segmenter"], after.params["segmenter"]) == set(
+        trees.named_leaves(state.params["segmenter"])
+    )
 
 
 def test_labels_not_known_and_labels_shuffled():

@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.trend]
 
 
 def test_the_segmentation_assists(tmp_path):
-    """The segmenter finds the regions (Dice above 0.8); with its features the AUC is above the image's alone, with those
-    of another image of the batch it is not, and shuffled labels give chance. Seeds from 100 on are for tests."""
+    """The segmenter finds the regions (Dice above 0.8); with its features the AUC is above the image's alone, with
+    those of another image of the batch it is not, and shuffled labels give chance. Seeds from 100 on are for tests."""
     variants = ("image-only", "features-shuffled", "labels-shuffled")
     options = ["--first-seed", "100", "--seeds", "3", "--runs", str(tmp_path), "--variants", *variants]
     command = [sys.executable, compare.__file__, "--method", "seatrans", *options]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import zoo
 
 import ophjax
 from ophjax import trees
@@ -42,23 +43,43 @@ def trained():
     return get
 
 
+class Half(nn.Module):
+    """Parameters and activations in bfloat16."""
+
+    @nn.compact
+    def __call__(self, x):
+        half = dict(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+        x = nn.relu(nn.GroupNorm(4, **half, name="norm")(nn.Conv(8, (3, 3), **half, name="conv")(x)))
+        return nn.Dense(4, **half, name="head")(x.mean((1, 2)))
+
+
+MODULES = {
+    **{name: lambda name=name: (UNSEEN[name](4, 1), IMAGE) for name in ("densenet", "unet")},
+    "resnet": lambda: (zoo.ResNet(), IMAGE),
+    "vit": lambda: (build(Architecture("vit", (16,), 2, 4), classes=4, regions=1), IMAGE),
+    "remat": lambda: (zoo.ResNet(block=nn.remat(zoo.ResBlock)), IMAGE),
+    "3d": lambda: (zoo.Net3D(), jax.ShapeDtypeStruct((2, 8, 8, 8, 1), jnp.float32)),
+    "bfloat16": lambda: (Half(), IMAGE),
+}
+
+
 @CORES
-@pytest.mark.parametrize("name", ["densenet", "unet", "vit"])
+@pytest.mark.parametrize("name", MODULES)
 def test_the_tree_is_that_of_module_init_and_runs(name, core, trained):
     """Checks 1 and 2: tree, shapes and types; every leaf predicted or listed; the module runs on it."""
     ghn, params = trained(core)
-    module = UNSEEN[name](4, 1) if name in UNSEEN else build(Architecture("vit", (16,), 2, 4), classes=4, regions=1)
-    graph = trace_graph(module, IMAGE)
-    init = hyper_init(params, module, IMAGE, ghn=ghn, head="predict", graph=graph)
+    module, image = MODULES[name]()
+    graph = trace_graph(module, image)
+    init = hyper_init(params, module, image, ghn=ghn, head="predict", graph=graph)
     own = jax.eval_shape(
-        lambda key: module.init(key, jnp.zeros(IMAGE.shape), **call_options(module, train=False)), jax.random.key(0)
+        lambda key: module.init(key, jnp.zeros(image.shape), **call_options(module, train=False)), jax.random.key(0)
     )
     made = jax.eval_shape(init, jax.random.key(0))
     assert jax.tree.structure(made) == jax.tree.structure(own)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), made) == jax.tree.map(lambda x: (x.shape, x.dtype), own)
     pieces, _ = lay_out(graph, ghn.config, head="predict")
     assert {p.path for p in pieces} | {path for path, _ in graph.fallback} == {path for path, _, _ in graph.shapes}
-    out = jax.jit(lambda key: module.apply(init(key), jnp.ones(IMAGE.shape), **call_options(module, train=False)))(
+    out = jax.jit(lambda key: module.apply(init(key), jnp.ones(image.shape), **call_options(module, train=False)))(
         jax.random.key(0)
     )
     assert bool(jnp.isfinite(out).all())
@@ -177,6 +198,8 @@ def test_heads_fallbacks_and_randomness(trained):
     assert changed == {path for path, x in one.items() if x.ndim > 1}
     one, two = (made(key, head_paths=[("hidden", "kernel")], noise=0) for key in (0, 1))
     assert {path for path in one if not np.array_equal(one[path], two[path])} == {"hidden/kernel"}
+    with pytest.raises(InputError, match=r"names hiden/kernel, .* found: head/kernel.* Parameters: .*hidden/kernel"):
+        hyper_init(params, module, IMAGE, ghn=ghn, head_paths=[("hiden", "kernel")])
 
     class Scaled(nn.Module):
         @nn.compact
@@ -246,6 +269,12 @@ def test_pools_are_drawn_by_seed_without_repetition():
     pool = draw_pool(3, 24)
     assert pool == draw_pool(3, 24) and pool != draw_pool(4, 24) and len(set(pool)) == 24
     assert [arch.family for arch in pool[:6]] == ["plain", "residual", "dense", "inverted", "vit", "unet"]
+    # There are six different ViTs: once they are drawn the next family takes their turn.
+    families = [arch.family for arch in dict.fromkeys(draw_pool(0, 48))]
+    assert len(families) == 48 and families.count("vit") == 6 and families[39:42] == ["inverted", "unet", "unet"]
+    assert draw_pool(0, 48)[:34] == draw_pool(0, 34)
+    with pytest.raises(InputError, match="only 6 different"):
+        draw_pool(0, 7, ("vit",))
     assert max(max(arch.widths) for arch in draw_pool(0, 30, widest=32)) <= 32
     with pytest.raises(InputError, match="plain"):
         draw_architecture(np.random.default_rng(0), "plane")

@@ -9,7 +9,6 @@ from ophjax.errors import InputError
 from ophjax.nets.superres import (
     DRN,
     MEAN,
-    SIZES,
     AttentionBlocks,
     Dual,
     PlainConv,
@@ -29,6 +28,8 @@ from ophjax.nets.superres_weights import (
 from ophjax.transforms.pruning import choices, layout, prune, uniform_counts
 from ophjax.transforms.resizing import torch_matrix
 
+# Blocks in each stage and base width of DRN-S and DRN-L.
+SIZES = {("small", 4): (30, 16), ("large", 4): (40, 20), ("small", 8): (30, 8), ("large", 8): (36, 10)}
 # dualsr spec, (c): parameters with the mean shifts, and multiply-adds in G at 96 x 96.
 DENSE = {
     ("small", 4): (4_804_065, 109.92), ("large", 4): (9_825_893, 224.76),
@@ -85,7 +86,7 @@ def test_published_sizes(size, scale):
     assert round(count_madds(net) / 1e9, 2) == madds
     constant = DRN(scale, *SIZES[size, scale])
     assert trees.count(shapes(constant)) == parameters - 24
-    width = SIZES[size, scale].width
+    _, width = SIZES[size, scale]
     dual = jax.eval_shape(Dual(width).init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
     assert trees.count(dual) == 54 * width
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,9 @@ from made_hyper import write_run
 from ophjax import trees
 from ophjax.errors import InputError
 from ophjax.methods import fccl
+from ophjax.nets.hyperinit import hyper_init
 from ophjax.train.hyper import load_hyper, parse_source, starter
+from ophjax.transforms.generation import kernel_gain
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +59,22 @@ def test_networks_of_another_method_are_started_and_their_heads_left(run, capsys
     again = starter(f"hyper:{folder}", method, jax.random.key(1), shapes)(fresh.replace(params=zeroed))
     for path, x in trees.named_leaves(again.params).items():
         np.testing.assert_array_equal(x, after[path])
+
+
+def test_a_run_without_normalisation_predicts_without(run, tmp_path):
+    """What the hypernetwork was trained with goes with it: kernels as decoded, not scaled by their fan-in."""
+    folder, _ = run
+    other = tmp_path / "other"
+    assert load_hyper(folder)[0].config.normalise
+    write_run(other, normalise=False)
+    ghn, params = load_hyper(other)
+    assert not ghn.config.normalise
+    module, image = nn.Dense(4), jax.ShapeDtypeStruct((1, 32), jnp.float32)
+    made = [
+        hyper_init(params, module, image, ghn=each, head="predict", noise=0)(jax.random.key(0))["params"]["kernel"]
+        for each in (ghn, load_hyper(folder)[0])
+    ]
+    np.testing.assert_allclose(made[0] * kernel_gain(32, ()), made[1], rtol=1e-5)
 
 
 def test_what_is_no_hypernetwork_is_refused(run, tmp_path):
