@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import flax.struct
 import jax
@@ -88,7 +88,8 @@ class Method(NamedTuple):
       submit: ``submit(folder, examples)`` writes the answers to the test split in a challenge's official files, on the
         host; ``examples`` gives the name of each with its outputs and what else is known of it.
       exclusive: the regions of the output ``mask_probs`` exclude each other, so that a pixel belongs to the most
-        probable of them and the background; else each region has what it holds with more than one half.
+        probable of them and the background; with "nested", of the parts of each that lie in no later one; else each
+        region has what it holds with more than one half.
       own: outputs in coordinates of the net's own, such as features: those of several nets are laid side by side along
         the last axis, where other outputs are averaged.
     """
@@ -101,5 +102,5 @@ class Method(NamedTuple):
     watch: str
     export: Callable[[Key, TrainState, Batch], Outputs] | None = None
     submit: Callable[[Path, Iterable[tuple[str, Mapping[str, np.ndarray]]]], None] | None = None
-    exclusive: bool = False
+    exclusive: bool | Literal["nested"] = False
     own: tuple[str, ...] = ()

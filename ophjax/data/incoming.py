@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -194,13 +194,13 @@ def to_mask(
     frame: tuple[int, int, int, int],
     levels: tuple[int, tuple[int, ...]],
     *,
-    exclusive: bool,
+    exclusive: bool | Literal["nested"],
 ) -> np.ndarray:
     """Makes a mask file's pixels of probability maps [h, w, c]: uint8 at the size of the original image.
 
     Maps are stretched to the frame (bilinear) and decided there: with ``exclusive`` the most probable of the regions
-    and the background, else each region where it is above one half, later ones over earlier ones. What lies outside
-    the frame is background.
+    and the background, with "nested" of the parts of each that lie in no later one, else each region where it is above
+    one half, later ones over earlier ones. What lies outside the frame is background.
     """
     from PIL import Image
 
@@ -212,6 +212,8 @@ def to_mask(
         np.asarray(Image.fromarray(one).resize((width, height), Image.Resampling.BILINEAR))
         for one in np.moveaxis(np.asarray(probs, np.float32), -1, 0)
     ]
+    if exclusive == "nested":
+        large = [one - later for one, later in zip(large, [*large[1:], np.zeros_like(large[-1])], strict=True)]
     if exclusive:
         most = 1 - np.sum(large, axis=0)
     for value, one in zip(values, large, strict=True):

@@ -22,7 +22,7 @@ from ophjax.keys import at
 from ophjax.losses.classification import sigmoid_cross_entropy
 from ophjax.losses.segmentation import binary_cross_entropy
 from ophjax.metrics import streaming
-from ophjax.metrics.rating import disputed_weights, rater_skill, serving_scores
+from ophjax.metrics.rating import disputed_weights, nothing_found, rater_skill, search_means, serving_scores
 from ophjax.metrics.ratios import region_ratios
 from ophjax.metrics.spectrum import high_frequency_share
 from ophjax.nets.expertness import make_maps
@@ -259,7 +259,8 @@ def make(config: Config) -> Method:
             mask = expertise.mix_raters(key, batch["index"], masks, present)
         # The judge learns from the data set's own masks and labels, whatever the variant.
         judged = (expertise.encode(batch["mask"])[..., None], batch["label"] == 1, known * batch["mask_weight"])
-        given = (jnp.concatenate([unit(batch["image"]), expertise.encode(mask)[..., None]], -1), labels, known)
+        seen = jnp.concatenate([unit(batch["image"]), expertise.encode(mask)[..., None]], -1)
+        given = (seen, labels, known * expertise.drawn(present))
         loss, logs = jnp.zeros(()), {}
         for name in classifiers:
             seen, truth, weight = judged if name == "judge" else given
@@ -298,15 +299,13 @@ def make(config: Config) -> Method:
         params = state.params | {"expertness": table}
         fused, weights = fuse_by(params, batch)
         seen = [expertise.encode(mask) for mask in (fused, mean_of_raters(masks, present))]
-        noted = {}
-        for name, net in (("gain", "diagnosis"), ("gain_unseen", "unseen")):
-            after, before = (diagnose(state, net, image, mask) for mask in seen)
-            noted[name] = sign * (after - before)
+        nets = {"gain": "diagnosis", "gain_unseen": "unseen"}
+        noted = {k: sign * jnp.subtract(*(diagnose(state, net, image, m) for m in seen)) for k, net in nets.items()}
         logs = {"loss": values[:, 0].mean(), "improved": (noted["gain"] > 0).mean()}
         logs |= {name: gain.mean() for name, gain in noted.items()}
         noted["roughness"] = high_frequency_share(weights)
-        noted["weights"] = disputed_weights(weights, masks, present)
-        noted["skill"] = rater_skill(masks, batch["mask"]) * present * batch["mask_weight"][:, None]
+        noted["weights"] = jnp.where(present > 0, disputed_weights(weights, masks, present), -1)
+        noted["skill"] = jnp.where(present * batch["mask_weight"][:, None] > 0, rater_skill(masks, batch["mask"]), -1)
         opt = state.opt | {"expertness": state.opt["expertness"].at[rows].set(config.search_steps)}
         kept = {name: state.extra["found"][name].at[rows].set(value) for name, value in noted.items()}
         return state.replace(params=params, opt=opt, extra=state.extra | {"found": kept}), logs
@@ -325,9 +324,11 @@ def make(config: Config) -> Method:
     def learn_masks(key: Key, params: Any, extra: Any, batch: Batch) -> tuple[jax.Array, tuple[Any, Logs]]:
         target, stats = target_of(key, params, batch), extra["batch_stats"]
         (logits, coarse), stats = run(segmenter, "segmenter", params, stats, unit(batch["image"]), key=key)
-        logs = {"mask_loss": binary_cross_entropy(logits, target).mean()}
+        each = {"mask_loss": binary_cross_entropy(logits, target).mean(-1)}
         if not unet:
-            logs["coarse_loss"] = binary_cross_entropy(coarse, expertise.encode(target)[..., None]).mean()
+            each["coarse_loss"] = binary_cross_entropy(coarse, expertise.encode(target)[..., None]).mean(-1)
+        weight = batch["mask_weight"] if config.target == "truth" else expertise.drawn(expertise.read_raters(batch)[1])
+        logs = {name: (loss * weight).sum() / jnp.maximum(weight.sum(), 1.0) for name, loss in each.items()}
         return jnp.stack([*logs.values()]).sum(), ({"batch_stats": stats}, logs)
 
     def begin_branch(key: Key, state: TrainState) -> TrainState:
@@ -335,8 +336,10 @@ def make(config: Config) -> Method:
         del key
 
         def inherit(trees: Any) -> Any:
-            own = {"branch": take_fitting(trees["segmenter"]["branch"], trees["diagnosis"])}
-            return trees | {"segmenter": trees["segmenter"] | own}
+            own = trees["segmenter"]
+            if "branch" in own:  # else statistics, of a norm that has none
+                own = own | {"branch": take_fitting(own["branch"], trees["diagnosis"])}
+            return trees | {"segmenter": own}
 
         stats = {"batch_stats": inherit(state.extra["batch_stats"])}
         return state.replace(params=inherit(state.params), extra=state.extra | stats)
@@ -358,21 +361,19 @@ def make(config: Config) -> Method:
             params["expertness"] = jax.vmap(lambda one: maps(raters).init(one, *size)["params"])(keys)
             # All that outlasts a search of its optimiser: the steps that each image has had.
             opt["expertness"] = jnp.zeros(config.examples, jnp.int32)
-            shapes = {"gain": (), "gain_unseen": (), "roughness": (), "weights": (raters,), "skill": (raters,)}
-            extra["found"] = {name: jnp.zeros((config.examples, *shape)) for name, shape in shapes.items()}
+            extra["found"] = nothing_found(config.examples, raters)
         return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt=opt, extra=extra)
 
     def predict(key: Key, state: TrainState, batch: Batch) -> Outputs:
         del key
         image = unit(batch["image"])
-        (logits, _), _ = run(segmenter, "segmenter", state.params, state.extra["batch_stats"], image)
-        probs = jax.nn.sigmoid(logits)
+        probs = jax.nn.sigmoid(run(segmenter, "segmenter", state.params, state.extra["batch_stats"], image)[0][0])
         # The judge has seen sharp masks only, and gets them.
         judged = diagnose(state, "judge", image, expertise.encode(probs > 0.5))
         outputs = {"mask_probs": probs, "probs": jax.nn.sigmoid(jnp.stack([-judged, judged], -1))}
         outputs["image_and_mask"] = jax.nn.sigmoid(diagnose(state, "diagnosis", image, expertise.encode(probs)))
         if fuses:  # what the search did on the training images, the same beside every image
-            means = {f"train_{name}": value.mean(0) for name, value in state.extra["found"].items()}
+            means = search_means(state.extra["found"])
             outputs |= {name: jnp.broadcast_to(mean, (image.shape[0], *mean.shape)) for name, mean in means.items()}
         return outputs | region_ratios(probs)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -90,7 +91,8 @@ class Config:
     fused_weight: float = 1.0
     """Weight of the fused head's loss beside those of the auxiliary heads."""
     agreement_weight: float = 0.1
-    """Weight of the divergence of the fundus head from the OCT head."""
+    """Weight of the divergence of the fundus head from the OCT head; with the ordinal head, the mean over its
+    questions of that of their answers."""
     sharpness: float = 0.0
     """Size of the ascent of sharpness-aware steps (adaptive); a published recipe has 0.5. 0: plain steps."""
     dropout: float = 0.0
@@ -188,6 +190,7 @@ def check(config: Config) -> tuple[str, ...]:
     }
     scales = config.test_scales
     rules["test_scales"] = (bool(scales) and all(scale > 0 for scale in scales), "one or more numbers above 0")
+    rules["auxiliary"] = (config.modality == "both" or not config.auxiliary, "False where there is one modality alone")
     rules["depth"] = (config.oct_branch == "slices" or config.depth <= 34, "at most 34 for a 3-D branch")
     check_options(config, rules)
     tasks = TASKS if config.task == "all" else (config.task,)
@@ -207,10 +210,11 @@ def make(config: Config) -> Method:
     """Builds the nets of the tasks asked for.
 
     Batches hold ``image`` uint8 [b, h, w, 3], ``index`` int32 [b] and ``weight`` float32 [b] (0: padding); for grading
-    ``volume`` uint8 [b, i, j, d] and ``label`` int32 [b] (-1: not known); for the fovea ``fovea`` float32 [b, 2] in
-    pixels of the original (-1: not known), ``frame`` int32 [b, 4] (left, top, width, height of what the image shows)
-    and ``size`` int32 [b, 2] (of the original); for segmentation ``mask`` uint8 [b, h, w, 2] and ``mask_weight``
-    float32 [b]. Outputs are ``probs`` [b, k]; ``fovea_found`` [b, 2] in pixels; ``mask_probs`` [b, h, w, 2].
+    ``volume`` uint8 [b, i, j, d], unless by the fundus alone, and ``label`` int32 [b] (-1: not known); for the fovea
+    ``fovea`` float32 [b, 2] in pixels of the original (-1: not known; (0, 0), not to be seen, is scored and not
+    learned), ``frame`` int32 [b, 4] (left, top, width, height of what the image shows) and ``size`` int32 [b, 2] (of
+    the original); for segmentation ``mask`` uint8 [b, h, w, 2] and ``mask_weight`` float32 [b]. Outputs are ``probs``
+    [b, k]; ``fovea_found`` [b, 2] in pixels; ``mask_probs`` [b, h, w, 2].
 
     Raises:
       InputError: the settings contradict each other, or the data set lacks what a task needs.
@@ -257,5 +261,6 @@ def make(config: Config) -> Method:
         return found
 
     stages = tuple(stage for part in parts.values() for stage in part.stages)
+    submit = partial(write_submission, ordinal=config.head == "ordinal")
     watch = "total" if len(tasks) == len(TASKS) else {"grading": "kappa"}.get(tasks[0], f"score_{tasks[0]}")
-    return Method(init, stages, predict, metrics, scores, watch, submit=write_submission)
+    return Method(init, stages, predict, metrics, scores, watch, submit=submit, exclusive="nested")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,6 +26,7 @@ from ophjax.nets.pooledresnet import PooledResNet
 from ophjax.nets.unet import UNet
 from ophjax.nets.ushape import UShape
 from ophjax.transforms.bundling import bundle
+from ophjax.transforms.controls import others
 from ophjax.transforms.sharpness import descend_flat
 from ophjax.transforms.stepping import begin, descend
 from ophjax.types import Batch, Key, Logs, Outputs, Pairs, Stage, TrainState
@@ -66,7 +68,7 @@ def mean_known(values: jax.Array, known: jax.Array) -> jax.Array:
 
 def grading(config: Config) -> Part:
     """Task 1: the grade (GAMMA spec, sections (c) C1, (d) D1 and D2, (f))."""
-    ordinal, k = config.head == "ordinal", len(config.classes)
+    ordinal, k, scans = config.head == "ordinal", len(config.classes), config.modality != "fundus"
     net = Grader(
         outputs=k - 1 if ordinal else k, modality=config.modality, oct_branch=config.oct_branch, fusion=config.fusion,
         hidden=config.hidden, auxiliary=config.auxiliary, dropout=config.dropout, depth=config.depth,
@@ -75,7 +77,7 @@ def grading(config: Config) -> Part:
     tx = optimiser(config, config.lr, config.steps)
 
     def apply(
-        params: Any, stats: Any, image: jax.Array, volume: jax.Array, *, key: Key | None = None
+        params: Any, stats: Any, image: jax.Array, volume: jax.Array | None, *, key: Key | None = None
     ) -> tuple[Any, Any]:
         variables = {"params": params["grader"], "batch_stats": stats["grader"]}
         if key is None:
@@ -92,18 +94,18 @@ def grading(config: Config) -> Part:
         stride = volume.shape[-1] // config.oct_slices
         return jnp.take(volume, start + stride * jnp.arange(config.oct_slices), axis=-1)
 
-    def view(key: Key, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        image, volume = batch["image"], batch["volume"]
-        if config.oct_slices:
-            stride = max(volume.shape[-1] // config.oct_slices, 1)
-            volume = sparse(volume, jax.random.randint(at(key, "slices"), (), 0, stride))
-        if config.flip:
-            image = mirror(image, bits(key, "picture", batch))
-            volume = mirror(volume, bits(key, "volume", batch))
-        if config.flip_vertical:
-            image = mirror(image, bits(key, "picture down", batch), 1)
-            volume = mirror(volume, bits(key, "volume down", batch), 1)
-        image = unit(image)
+    def turned(key: Key, name: str, batch: Batch, x: jax.Array) -> jax.Array:
+        x = mirror(x, bits(key, name, batch)) if config.flip else x
+        return mirror(x, bits(key, f"{name} down", batch), 1) if config.flip_vertical else x
+
+    def view(key: Key, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
+        image, volume = unit(turned(key, "picture", batch, batch["image"])), None
+        if scans:
+            volume = batch["volume"]
+            if config.oct_slices:
+                stride = max(volume.shape[-1] // config.oct_slices, 1)
+                volume = sparse(volume, jax.random.randint(at(key, "slices"), (), 0, stride))
+            volume = turned(key, "volume", batch, volume)
         if config.rotate:
             angle = config.rotate * np.pi / 180
             image, _ = warp(at(key, "warp"), image, image[..., :1], batch["index"], rotate=angle)
@@ -117,35 +119,36 @@ def grading(config: Config) -> Part:
         logits, stats = apply(params, extra["batch_stats"], centred(image), volume, key=at(key, "net"))
         labels = batch["label"]
         if config.control == "labels":
-            labels = jax.random.permutation(at(key, "labels"), labels)
+            labels = labels[others(at(key, "labels"), labels >= 0)]
         known, labels = (labels >= 0).astype(jnp.float32), jnp.maximum(labels, 0)
         value = config.fused_weight * mean_known(each(logits["fused"], labels), known)
         logs = {"fused_loss": value}
         if "oct" in logits:
             alone = each(logits["oct"], labels) + each(logits["fundus"], labels)
-            if not ordinal:
-                logs["disagreement"] = losses.disagreement(logits["oct"], logits["fundus"]).mean()
-                value = value + config.agreement_weight * logs["disagreement"]
+            # The answer to a question of the ordinal head is one of two classes.
+            sides = [jnp.stack([x, 0 * x], -1) if ordinal else x for x in (logits["oct"], logits["fundus"])]
+            logs["disagreement"] = losses.disagreement(*sides).mean()
+            value = value + config.agreement_weight * logs["disagreement"]
             value = value + mean_known(alone, known)
         return value, ({"batch_stats": stats}, logs)
 
     def init(key: Key, batch: Batch) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         image = centred(unit(batch["image"]))
-        made = net.init(at(key, "grader"), image, sparse(batch["volume"]), train=False)
+        made = net.init(at(key, "grader"), image, sparse(batch["volume"]) if scans else None, train=False)
         params = {"grader": made["params"]}
         return params, {"grader": made.get("batch_stats", {})}, {"grader": begin(tx, params, ("grader",))}
 
     def predict(state: TrainState, batch: Batch) -> Outputs:
-        picture, volume = unit(batch["image"]), sparse(batch["volume"])
-        probs = []
+        picture, volume = unit(batch["image"]), sparse(batch["volume"]) if scans else None
+        probs, sides = [], (0, 1) if config.test_flips else (0,)
         height, width = picture.shape[1:3]
         for scale in config.test_scales:
             shape = (picture.shape[0], round(scale * height), round(scale * width), 3)
             image = centred(picture if scale == 1 else jax.image.resize(picture, shape, "linear"))
-            for one, other in ((0, 0), (1, 0), (0, 1), (1, 1)) if config.test_flips else ((0, 0),):
+            for other, one in itertools.product(sides if scans else (0,), sides):
                 logits, _ = apply(
                     state.params, state.extra["batch_stats"], image[:, :, ::-1] if one else image,
-                    volume[:, :, ::-1] if other else volume,
+                    volume[:, :, ::-1] if volume is not None and other else volume,
                 )  # fmt: skip
                 to_probs = losses.ordinal_probs if ordinal else jax.nn.softmax
                 probs += [to_probs(x) for name, x in logits.items() if name == "fused" or config.test_heads == "all"]
@@ -157,9 +160,14 @@ def grading(config: Config) -> Part:
         if not known.any():
             return {}
         probs, labels = gathered["probs"][known], gathered["label"][known]
-        found = {"kappa": gamma.kappa(probs.argmax(1), labels, classes=k)}
+        grades = gamma.choose_grades(probs, ordinal=ordinal)
+        found = {"kappa": gamma.kappa(grades, labels, classes=k)}
         found["score_grading"] = gamma.grading_score(found["kappa"])
-        return found | ranking.classification_scores(probs, labels)
+        found |= ranking.classification_scores(probs, labels)
+        if ordinal:  # all but areas follow from the decision
+            decided = ranking.classification_scores(np.eye(k)[grades], labels)
+            found |= {name: value for name, value in decided.items() if not name.startswith("auc")}
+        return found
 
     step = (
         descend_flat(loss, tx, trains=("grader",), slot="grader", rho=config.sharpness)
@@ -167,7 +175,7 @@ def grading(config: Config) -> Part:
         else descend(loss, tx, trains=("grader",), slot="grader")
     )
     stages = (Stage("grading", config.steps, step, "train", ("grader",)),)
-    return Part(("volume", "label"), init, stages, predict, lambda outputs, batch: {}, scores)
+    return Part(("volume", "label") if scans else ("label",), init, stages, predict, lambda outputs, batch: {}, scores)
 
 
 def locating(config: Config) -> Part:
@@ -190,9 +198,9 @@ def locating(config: Config) -> Part:
         return jax.nn.sigmoid(found), stats | {name: new.get("batch_stats", {})}
 
     def target(batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """The fovea as shares of what the image shows, and whether it is known."""
+        """The fovea as shares of what the image shows, and whether it is known and to be seen."""
         frame = batch["frame"].astype(jnp.float32)
-        known = (batch["fovea"] >= 0).all(-1)
+        known = (batch["fovea"] >= 0).all(-1) & (batch["fovea"] > 0).any(-1)
         return (batch["fovea"] - frame[:, :2]) / frame[:, 2:], known.astype(jnp.float32)
 
     def crop(image: jax.Array, middle: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -342,15 +350,22 @@ def chosen(probs: Any) -> Any:
     return stack([1 - disc, disc - cup, cup], -1).argmax(-1)
 
 
-def write_submission(folder: Path, examples: Iterable[tuple[str, Mapping[str, np.ndarray]]]) -> None:
-    """Writes the official files of what was predicted; masks at the original size, background around the frame."""
+def write_submission(
+    folder: Path, examples: Iterable[tuple[str, Mapping[str, np.ndarray]]], *, ordinal: bool = False
+) -> None:
+    """Writes the official files of what was predicted; masks at the original size, background around the frame.
+
+    Grades other than the official three are left out. ``ordinal``: see ``metrics.gamma.choose_grades``.
+    """
     grades, foveas = [], []
     for name, example in examples:
-        if "probs" in example:
-            best = int(example["probs"].argmax())
-            grades.append((name, *(int(i == best) for i in range(len(example["probs"])))))
+        if "probs" in example and len(example["probs"]) == len(gamma.GRADES):
+            best = gamma.choose_grades(example["probs"][None], ordinal=ordinal)[0]
+            grades.append((name, *(int(i == best) for i in range(len(gamma.GRADES)))))
         if "fovea_found" in example:
-            foveas.append((name, *(f"{value:.4f}" for value in example["fovea_found"])))
+            point = example["fovea_found"]
+            point = point + example.get("origin", 0) * (point != 0).any()  # (0, 0) has no origin: not to be seen
+            foveas.append((name, *(f"{value:.4f}" for value in point)))
         if "mask_probs" in example:
             classes = chosen(example["mask_probs"].astype(np.float32)).astype(np.uint8)
             if "frame" in example:

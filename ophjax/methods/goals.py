@@ -34,6 +34,7 @@ from ophjax.nets.unet import UNet
 from ophjax.nets.ushape import UShape
 from ophjax.transforms.boundaries import bands, edges_of, expected_edges, order_kept, thickness
 from ophjax.transforms.bundling import bundle
+from ophjax.transforms.controls import others
 from ophjax.transforms.stepping import begin, descend
 from ophjax.types import Batch, Key, Logs, Method, Outputs, Pairs, Stage, TrainState
 
@@ -240,7 +241,7 @@ def make(config: Config) -> Method:
         logits, stats = apply(classifier, "classifier", params, extra["batch_stats"], x, train=True)
         labels = batch["label"]
         if config.control == "labels":
-            labels = jax.random.permutation(at(key, "labels"), labels)
+            labels = labels[others(at(key, "labels"), labels >= 0)]
         known = labels >= 0
         paid = (squashed_twice if config.legacy_loss else softmax_cross_entropy)(logits, jnp.maximum(labels, 0))
         return (paid * known).sum() / jnp.maximum(known.sum(), 1), ({"batch_stats": stats}, {})

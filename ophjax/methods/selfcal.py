@@ -376,12 +376,13 @@ def make(config: Config) -> Method:
 
         empty = jnp.zeros((image.shape[0], count, *image.shape[1:3], regions)) if recurrent else jnp.zeros(())
         # Without DivM nothing changes from round to round.
-        last = max(config.rounds, *config.scored_rounds) if recurrent else 1
+        last = max((config.rounds, *config.scored_rounds)) if recurrent else 1
         (_, maps), probs = jax.lax.scan(one, (equal(image), empty), jnp.arange(last))
         if not recurrent:
             return {"mask_probs": probs[0]}
         found = {"mask_probs": probs[config.rounds - 1], "rater_maps": maps}
-        found["round_probs"] = jnp.stack([probs[number - 1] for number in config.scored_rounds], 1)
+        if config.scored_rounds:
+            found["round_probs"] = jnp.stack([probs[number - 1] for number in config.scored_rounds], 1)
         return found | {"round_change": jnp.abs(probs[1:] - probs[:-1]).mean((2, 3, 4)).T}
 
     def metrics(outputs: Outputs, batch: Batch) -> Pairs:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ophjax.metrics import ranking
+from ophjax.metrics.rating import spearman
 from ophjax.metrics.streaming import pair, region_metrics, soft_dice, soft_iou
 
 if TYPE_CHECKING:
@@ -96,7 +97,5 @@ def rater_scores(gathered: Mapping[str, np.ndarray], raters: Sequence[str]) -> d
     found |= {f"round_change{t + 2}": float(v) for t, v in enumerate(change.mean(0))}
     pairs = [(found.get(f"weight_{name}"), found.get(f"skill_{name}")) for name in raters]
     known = np.array([one for one in pairs if None not in one], np.float64).reshape(-1, 2)
-    if len(known) > 2 and bool((np.ptp(known, axis=0) > 0).all()):
-        weights, skills = known.T.argsort(1).argsort(1)
-        found["weight_skill"] = float(np.corrcoef(weights, skills)[0, 1])
-    return found
+    correlation = spearman(*known.T)
+    return found | ({"weight_skill": correlation} if np.isfinite(correlation) else {})

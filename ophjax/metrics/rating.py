@@ -33,31 +33,69 @@ def rater_skill(masks: Float[Array, "b r h w c"], truth: Num[Array, "b h w c"]) 
     return jax.vmap(lambda one: dice(one[..., -1:], truth[..., -1:])[:, 0], in_axes=1, out_axes=1)(masks)
 
 
+def nothing_found(images: int, raters: int) -> dict[str, Array]:
+    """What a search has noted of ``images`` before it began (see ``search_means``)."""
+    found = {name: jnp.zeros(images) for name in ("gain", "gain_unseen", "roughness")}
+    return found | {name: jnp.full((images, raters), -1.0) for name in ("weights", "skill")}
+
+
+def search_means(found: Mapping[str, Array]) -> dict[str, Array]:
+    """Averages what a search noted of the training images.
+
+    Args:
+      found: ``weights`` and ``skill`` [n, r], below 0 for an image that the rater did not draw, or not reached yet, or
+        without a truth; others [n].
+
+    Returns:
+      ``train_NAME``: of each rater over the images where it is known, -1 where there are none; of others over those
+      that anybody drew, 0 where there are none.
+    """
+    means = {}
+    for name, value in found.items():
+        here = value >= 0 if value.ndim == 2 else (found["weights"] >= 0).any(1)
+        mean = jnp.where(here, value, 0).sum(0) / jnp.maximum(here.sum(0), 1)
+        means[f"train_{name}"] = jnp.where(here.any(0), mean, -1) if value.ndim == 2 else mean
+    return means
+
+
+def spearman(one: Float[np.ndarray, " n"], other: Float[np.ndarray, " n"]) -> float:
+    """Computes Spearman's correlation, ties at their average rank; NaN for less than three or where all of one tie."""
+    if len(one) < 3 or min(np.ptp(one), np.ptp(other)) == 0:
+        return float("nan")
+    # How many more are below than above: twice the average rank, but for a constant.
+    ranks = [np.sign(np.subtract.outer(values, values)).sum(1) for values in (one, other)]
+    return float(np.corrcoef(ranks)[0, 1])
+
+
 def serving_scores(gathered: Mapping[str, np.ndarray], raters: Sequence[str]) -> dict[str, float]:
     """Scores masks by the diagnoses made from them, on the host.
 
     Args:
       gathered: ``probs`` [n, 2] and the scalars ``cdr``, ``vertical_cdr``, ``image_and_mask`` [n], each ranked against
-        ``label``; overlaps; ``train_NAME``, the same in all rows: what a search has done on the training images.
+        ``label`` (-1: not known, left out); overlaps; ``train_NAME``, the same in all rows: what a search has done on
+        the training images (see ``search_means``).
       raters: names of those whose ``train_weights`` and ``train_skill`` [n, r] are given.
 
     Returns:
       ``cdr_auc``, ``vertical_cdr_auc``, ``image_and_mask_auc``, the scores of ``probs`` and the mean overlaps, all with
-      intervals; the means of ``train_NAME``; for each rater ``weight_RATER`` and ``skill_RATER``, and of three or more
-      ``weight_skill``, Spearman's correlation of the two.
+      intervals; once a search began the means of ``train_NAME``, for each rater ``weight_RATER`` and ``skill_RATER``,
+      and of three or more ``weight_skill``, Spearman's correlation of the two, where it is defined.
     """
     found: dict[str, float] = {}
-    for name in ("cdr", "vertical_cdr", "image_and_mask"):
-        ranked = ranking.classification_scores(gathered[name], gathered["label"])
-        found |= {f"{name}_{score}": value for score, value in ranked.items() if score.startswith("auc")}
-    found |= ranking.classification_scores(gathered["probs"], gathered["label"])
+    known = gathered["label"] >= 0
+    if known.any():
+        labels = gathered["label"][known]
+        for name in ("cdr", "vertical_cdr", "image_and_mask"):
+            ranked = ranking.classification_scores(gathered[name][known], labels)
+            found |= {f"{name}_{score}": value for score, value in ranked.items() if score.startswith("auc")}
+        found |= ranking.classification_scores(gathered["probs"][known], labels)
     found |= ranking.mean_scores({k: v for k, v in gathered.items() if k.startswith(("dice_", "iou_", "soft_"))})
-    found |= {k: float(v.mean()) for k, v in gathered.items() if k.startswith("train_") and v.ndim == 1}
-    if "train_weights" in gathered:
-        means = {kind: gathered[f"train_{name}"].mean(0) for kind, name in (("weight", "weights"), ("skill", "skill"))}
-        for kind, values in means.items():
-            found |= {f"{kind}_{rater}": float(value) for rater, value in zip(raters, values, strict=False)}
-        if len(raters) > 2:
-            ranks = [values.argsort().argsort() for values in means.values()]
-            found["weight_skill"] = float(np.corrcoef(ranks)[0, 1])
+    if "train_weights" in gathered and (gathered["train_weights"] >= 0).any():
+        found |= {k: float(v.mean()) for k, v in gathered.items() if k.startswith("train_") and v.ndim == 1}
+        means = np.stack([gathered[f"train_{name}"].mean(0) for name in ("weights", "skill")])
+        for kind, values in zip(("weight", "skill"), means, strict=True):
+            rated = zip(raters, values.tolist(), strict=False)
+            found |= {f"{kind}_{rater}": value for rater, value in rated if value >= 0}
+        correlation = spearman(*means[:, (means >= 0).all(0)])
+        found |= {"weight_skill": correlation} if np.isfinite(correlation) else {}
     return found

@@ -80,7 +80,7 @@ class Grader(nn.Module):
 
     GAMMA spec, section (c) C1: with the defaults two ResNet-34, concatenation and one linear layer, 43,365,827
     parameters. Its logits are then f(fundus) + g(OCT) + b and cannot show what only both together tell. Where one
-    modality alone is asked for, ``fused`` is its own head.
+    modality alone is asked for, ``fused`` is its own head; the fundus needs no volume.
 
     Attributes:
       outputs: logits of each head.
@@ -109,7 +109,7 @@ class Grader(nn.Module):
 
     @nn.compact
     def __call__(
-        self, image: Float[Array, "b h w 3"], volume: Num[Array, "b i j d"], *, train: bool
+        self, image: Float[Array, "b h w 3"], volume: Num[Array, "b i j d"] | None = None, *, train: bool
     ) -> dict[str, Float[Array, "b outputs"]]:
         found: dict[str, Array] = {}
         if self.modality != "oct":
@@ -119,6 +119,7 @@ class Grader(nn.Module):
             )  # fmt: skip
             found["fundus"] = pooled(net, image, train=train)
         if self.modality != "fundus":
+            assert volume is not None
             if self.oct_branch == "slices":
                 branch: Any = SliceNet(self.depth, self.width, self.norm, self.dtype, name="oct")
                 found["oct"] = branch(volume, train=train)

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -45,7 +45,7 @@ class Writer:
         classes: Sequence[str],
         regions: Sequence[str],
         levels: Levels,
-        exclusive: bool,
+        exclusive: bool | Literal["nested"],
         overlays: bool = True,
         arrays: bool = True,
     ):
@@ -101,15 +101,18 @@ class Writer:
         save_picture(self._path("masks", case.name), mask)
         if self._overlays:
             save_picture(self._path("overlays", case.name), self._drawn(case, mask))
-        # Of what the network sees; where regions may lie within others, each is counted whole.
-        shares = [(mask == value).mean() if self._exclusive else (probs[..., i] > 0.5).mean()
-                  for i, value in enumerate(self._levels[1])]  # fmt: skip
+        # Where regions may lie within others, each is counted whole; where each is alone, of what the network sees.
+        shares = [np.isin(mask, part).mean() if self._exclusive else (probs[..., i] > 0.5).mean()
+                  for i, part in enumerate(self._parts())]  # fmt: skip
         return {f"share_{name}": f"{share:.6f}" for name, share in zip(self._regions, shares, strict=True)}
 
     def _drawn(self, case: Case, mask: np.ndarray) -> np.ndarray:
+        return draw_outlines(case.picture, mask, self._parts())
+
+    def _parts(self) -> list[tuple[int, ...]]:
+        """The pixel values of each region."""
         values = self._levels[1]
-        own = [values[i : i + 1] if self._exclusive else values[i:] for i in range(len(values))]
-        return draw_outlines(case.picture, mask, own)
+        return [values[i : i + 1] if self._exclusive is True else values[i:] for i in range(len(values))]
 
     def _path(self, folder: str, name: str, suffix: str = ".png") -> Path:
         path = self._out / folder / f"{name}{suffix}"

@@ -43,7 +43,7 @@ def expertness(
 
     Args:
       raw: free numbers; equal ones give equal weights.
-      present: 0 for a rater that is missing, who gets no weight; at least one must be there.
+      present: 0 for a rater that is missing, who gets no weight; where all are, all weights are 0.
       temperature: t.
     """
     here = jnp.broadcast_to(present[..., None, None, :] > 0, raw.shape)
@@ -56,22 +56,30 @@ def fuse(weights: Float[Array, "... h w r"], masks: Float[Array, "... r h w c"])
 
 
 def read_raters(batch: Batch) -> tuple[Float[Array, "b r h w c"], Float[Array, "b r"]]:
-    """Reads the raters' nested masks, and who of them was there; without raters the data set's mask is the one."""
+    """Reads the raters' nested masks, and who of them was there; without raters the data set's mask is the one, where
+    an image has it."""
     if "raters" not in batch:
-        return nest(batch["mask"])[:, None], jnp.ones((len(batch["mask"]), 1))
+        known = batch["mask_weight"] if "mask_weight" in batch else jnp.ones(len(batch["mask"]))
+        return nest(batch["mask"])[:, None], known[:, None]
     masks = nest(batch["raters"])
     return masks, batch["rater_weight"] if "rater_weight" in batch else jnp.ones(masks.shape[:2])
+
+
+def drawn(present: Num[Array, "b r"]) -> Float[Array, " b"]:
+    """Tells images that somebody drew (1) from those without any mask (0)."""
+    return (present.max(1) > 0).astype(jnp.float32)
 
 
 def mix_raters(
     key: Key, index: Int[Array, " b"], masks: Float[Array, "b r h w c"], present: Num[Array, "b r"]
 ) -> Float[Array, "b h w c"]:
     """Averages the masks of half of the images with random shares, uniform over all convex combinations (Dirichlet),
-    and those of the others equally. Drawn from the key and ``index`` alone, not from the row."""
+    and those of the others equally. Drawn from the key and ``index`` alone, not from the row. An image without any
+    rater gives zeros."""
 
     def draw(i: Array, there: Array) -> Array:
         equal = jax.random.bernoulli(at(key, "equal", i))
         return there * jnp.where(equal, 1.0, jax.random.exponential(at(key, "shares", i), there.shape))
 
     shares = jax.vmap(draw)(index, present)
-    return jnp.einsum("br,brhwc->bhwc", shares / shares.sum(1, keepdims=True), masks)
+    return jnp.einsum("br,brhwc->bhwc", shares / jnp.maximum(shares.sum(1, keepdims=True), 1e-9), masks)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ophjax.transforms.stepping import Loss
+from ophjax.transforms.stepping import Loss, gradient
 from ophjax.types import Batch, Key, Logs, Step, TrainState
 
 
@@ -29,23 +29,20 @@ def descend_flat(
 ) -> Step:
     """Like ``descend``, with the gradient of the place that ``ascend`` leads to.
 
-    Both passes see the same batch and draws; batch statistics, loss and logs are those of the first.
+    Both passes see the same batch and draws, in slices where ``descend`` takes such; batch statistics, loss and logs
+    are those of the first.
     """
 
     def step(key: Key, state: TrainState, batch: Batch) -> tuple[TrainState, Logs]:
-        def objective(trained: dict[str, Any]) -> tuple[jax.Array, tuple[dict[str, Any], Logs]]:
-            return loss(key, state.params | trained, state.extra, batch)
-
-        gradient = jax.value_and_grad(objective, has_aux=True)
         trained = {name: state.params[name] for name in trains}
-        (value, (extra, logs)), grads = gradient(trained)
-        _, sharp = gradient(ascend(trained, grads, rho=rho, adaptive=adaptive))
+        grads, extra, logs = gradient(loss, key, state, trained, batch)
+        sharp, _, _ = gradient(loss, key, state, ascend(trained, grads, rho=rho, adaptive=adaptive), batch)
         updates, opt = tx.update(sharp, state.opt[slot], trained)
         state = state.replace(
             params=state.params | optax.apply_updates(trained, updates),
             opt=state.opt | {slot: opt},
-            extra=state.extra | extra,
+            extra=extra,
         )
-        return state, logs | {"loss": value, "grad_norm": optax.tree.norm(sharp)}
+        return state, logs | {"grad_norm": optax.tree.norm(sharp)}
 
     return step

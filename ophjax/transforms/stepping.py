@@ -18,7 +18,7 @@ from ophjax.transforms.recurrence import CARRIED
 from ophjax.types import Batch, Key, Logs, Step, TrainState
 
 in_slices = jax.make_user_context(default_value=(1, 1))
-"""Under ``with in_slices((n, ways))`` every ``descend`` that is traced takes a batch in n slices, each of which has an
+"""Under ``with in_slices((n, ways))`` every ``gradient`` that is traced takes a batch in n slices, each of which has an
 equal part of every one of ``ways`` blocks of rows (the devices' shares: no row moves to another device)."""
 
 
@@ -48,31 +48,8 @@ def descend(loss: Loss, tx: optax.GradientTransformation, *, trains: Sequence[st
     """
 
     def step(key: Key, state: TrainState, batch: Batch) -> tuple[TrainState, Logs]:
-        def found(key: Key, extra: dict[str, Any], batch: Batch) -> tuple[Any, dict[str, Any], Logs]:
-            def objective(trained: dict[str, Any]) -> tuple[jax.Array, tuple[dict[str, Any], Logs]]:
-                return loss(key, state.params | trained, extra, batch)
-
-            (value, (new, logs)), grads = jax.value_and_grad(objective, has_aux=True)(trained)
-            return grads, extra | new, logs | {"loss": value}
-
-        def one(sums: tuple[Any, dict[str, Any]], part: tuple[jax.Array, Batch, Any]) -> tuple[Any, tuple[Logs, Any]]:
-            number, rows, carried = part
-            grads, extra, logs = found(at(key, "slice", number), sums[1] | carried, rows)
-            carried = {name: extra.pop(name) for name in carried}
-            return (jax.tree.map(jnp.add, sums[0], grads), extra), (logs, carried)
-
         trained = {name: state.params[name] for name in trains}
-        slices, ways = in_slices.value
-        if slices == 1:
-            grads, extra, logs = found(key, state.extra, batch)
-        else:
-            # Of what is in extra, only what rounds hand on has rows.
-            rows = {CARRIED: state.extra[CARRIED]} if CARRIED in state.extra else {}
-            start = jax.tree.map(jnp.zeros_like, trained), {k: v for k, v in state.extra.items() if k not in rows}
-            batch, carried = jax.tree.map(lambda leaf: cut(leaf, slices, ways), (dict(batch), rows))
-            (grads, extra), (logs, carried) = jax.lax.scan(one, start, (jnp.arange(slices), batch, carried))
-            grads, logs = jax.tree.map(lambda g: g / slices, grads), {name: log.mean(0) for name, log in logs.items()}
-            extra |= jax.tree.map(lambda leaf: join(leaf, ways), carried)
+        grads, extra, logs = gradient(loss, key, state, trained, batch)
         updates, opt = tx.update(grads, state.opt[slot], trained)
         state = state.replace(
             params=state.params | optax.apply_updates(trained, updates),
@@ -82,6 +59,40 @@ def descend(loss: Loss, tx: optax.GradientTransformation, *, trains: Sequence[st
         return state, logs | {"grad_norm": optax.tree.norm(grads)}
 
     return step
+
+
+def gradient(
+    loss: Loss, key: Key, state: TrainState, trained: dict[str, Any], batch: Batch
+) -> tuple[dict[str, Any], dict[str, Any], Logs]:
+    """Computes the gradient at ``trained``, networks in place of the state's own; by slices under ``in_slices``.
+
+    Returns:
+      The gradient, the whole ``extra`` as the loss leaves it, and its logs with ``loss``.
+    """
+
+    def found(key: Key, extra: dict[str, Any], batch: Batch) -> tuple[Any, dict[str, Any], Logs]:
+        def objective(trained: dict[str, Any]) -> tuple[jax.Array, tuple[dict[str, Any], Logs]]:
+            return loss(key, state.params | trained, extra, batch)
+
+        (value, (new, logs)), grads = jax.value_and_grad(objective, has_aux=True)(trained)
+        return grads, extra | new, logs | {"loss": value}
+
+    def one(sums: tuple[Any, dict[str, Any]], part: tuple[jax.Array, Batch, Any]) -> tuple[Any, tuple[Logs, Any]]:
+        number, rows, carried = part
+        grads, extra, logs = found(at(key, "slice", number), sums[1] | carried, rows)
+        carried = {name: extra.pop(name) for name in carried}
+        return (jax.tree.map(jnp.add, sums[0], grads), extra), (logs, carried)
+
+    slices, ways = in_slices.value
+    if slices == 1:
+        return found(key, state.extra, batch)
+    # Of what is in extra, only what rounds hand on has rows.
+    rows = {CARRIED: state.extra[CARRIED]} if CARRIED in state.extra else {}
+    start = jax.tree.map(jnp.zeros_like, trained), {k: v for k, v in state.extra.items() if k not in rows}
+    batch, carried = jax.tree.map(lambda leaf: cut(leaf, slices, ways), (dict(batch), rows))
+    (grads, extra), (logs, carried) = jax.lax.scan(one, start, (jnp.arange(slices), batch, carried))
+    grads, logs = jax.tree.map(lambda g: g / slices, grads), {name: log.mean(0) for name, log in logs.items()}
+    return grads, extra | jax.tree.map(lambda leaf: join(leaf, ways), carried), logs
 
 
 def cut(rows: jax.Array, slices: int, ways: int) -> jax.Array:

@@ -8,7 +8,9 @@ import pytest
 from made import build, examples, fails, names_once
 
 from ophjax.data.builders import gamma
-from ophjax.data.challenges import write_table
+from ophjax.data.challenges import read_points, write_table
+from ophjax.data.sheets import find_table, image_id
+from ophjax.methods.gammatasks import write_submission
 
 SMALL = {"size": 16, "oct_size": 8, "slices": 12, "oct_crop": 24}
 
@@ -62,7 +64,14 @@ def test_layout_of_the_fovea_task(made, tmp_path):
     assert data.classes == () and data.regions == () and "Without grades and masks" in data.note
     example = data.splits["train"][0]
     assert "volume" not in example and example["frame"].tolist() == [0, 0, 90, 60]
-    np.testing.assert_allclose(example["fovea"], [48.5 + int(data.splits["train"].names[0]), 29.25])
+    name = data.splits["train"].names[0]
+    np.testing.assert_allclose(example["fovea"], [48.5 + int(name), 29.25])
+    # An answer counts as the truth does: where it is right, the submission says what the table says.
+    rows = [(name, example | {"fovea_found": example["fovea"]}), ("9", example | {"fovea_found": np.zeros(2)})]
+    write_submission(tmp_path, rows)
+    given = read_points(find_table([tmp_path / "training"], "*fovea*GT"), by_position=True)
+    answers = read_points(tmp_path / "Localization_Results.csv")
+    assert answers == {name: given[name], image_id("9", tmp_path): (0, 0)}
 
 
 def test_masks_follow_the_frame(made):

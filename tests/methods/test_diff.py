@@ -234,6 +234,38 @@ def test_the_branch_begins_as_the_diagnosis_net(start):
     assert all(float(leaf.mean()) == 1 for leaf in jax.tree.leaves(same.params["segmenter"]["branch"]))
 
 
+def test_a_branch_without_statistics(start):
+    """Group norm has none to take over."""
+    method, _, _ = build("take-and-give", norm="group", diagnosis_width=8)
+    abstract = jax.eval_shape(method.init, jax.random.key(0), spec(16))
+    after = jax.eval_shape(method.stages[-1].enter, jax.random.key(0), abstract)
+    assert jax.tree.structure(after) == jax.tree.structure(abstract)
+
+
+def test_images_that_nobody_drew_teach_no_masks(start, batch):
+    """The segmenter's loss is the mean over those that were drawn, in place of zeros for the others."""
+    (stage,) = build(target="majority")[0].stages[1:]
+    loss = jax.jit(lambda there: stage.step(jax.random.key(1), start, dict(batch) | there)[1]["mask_loss"])
+    half = jnp.arange(8) < 4
+    one, other, both = (
+        float(loss({"rater_weight": jnp.where(rows[:, None], batch["rater_weight"], 0)}))
+        for rows in (half, ~half, half | ~half)
+    )
+    assert (one + other) / 2 == pytest.approx(both, rel=1e-5)
+
+
+def test_images_that_nobody_drew_teach_no_diagnosis_of_their_masks(start, batch):
+    """Nor are they 0 / 0 where masks are mixed; the judge, who learns from the data set's own mask, does learn."""
+    stage = build(diagnosis_mask="convex")[0].stages[0]
+    names = ("diagnosis_loss", "judge_loss")
+    step = jax.jit(lambda rows: [stage.step(jax.random.key(1), start, dict(batch) | rows)[1][name] for name in names])
+    half = jnp.arange(8) < 4
+    there = {"rater_weight": jnp.where(half[:, None], batch["rater_weight"], 0)}
+    one = step(there | {"label": batch["label"]})
+    other = step(there | {"label": jnp.where(half, batch["label"], 1 - batch["label"])})
+    assert float(one[0]) == float(other[0]) > 0 and float(one[1]) != float(other[1])
+
+
 def spec(size, batch=8):
     shape = (batch, size, size)
     return {

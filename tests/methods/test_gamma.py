@@ -11,11 +11,15 @@ from made_run import drawn
 import presets
 from ophjax import data as datasets
 from ophjax import methods, trees
-from ophjax.data import challenges, pipeline
+from ophjax.data import challenges, incoming, pipeline
+from ophjax.data.augment import centred, unit
 from ophjax.errors import InputError
+from ophjax.losses.classification import softmax_cross_entropy
+from ophjax.losses.grading import ordinal_loss
 from ophjax.methods import gamma, gammatasks
 from ophjax.metrics.gamma import cup_to_disc
 from ophjax.metrics.greys import GAMMA
+from ophjax.nets.grader import Grader
 
 
 def build(**changes):
@@ -70,15 +74,48 @@ def test_variants_run(batch, changes):
         np.testing.assert_allclose(outputs["probs"].sum(1), 1, rtol=1e-5)
 
 
-def test_agreement_is_a_term_of_its_own(batch):
-    """With weight 0 the loss is the sum of the three cross-entropies; else larger by the weighted divergence."""
+def loss_of(method):
+    """The losses of the first stage, without its gradient."""
+    step = method.stages[0].step
+    return jax.jit(lambda *given: {n: x for n, x in step(*given)[1].items() if n in ("loss", "disagreement")})
+
+
+@pytest.mark.parametrize("head", ["softmax", "ordinal"])
+def test_agreement_is_a_term_of_its_own(batch, head):
+    """Spec, section (k): with weight 0 the loss is the sum of the three heads' cross-entropies; else it is larger by
+    the weighted divergence, for the ordinal head that of its two answers."""
     found = {}
     for weight in (0.0, 2.0):
-        method, _ = build(auxiliary=True, agreement_weight=weight, flip=False)
+        method, _ = build(auxiliary=True, agreement_weight=weight, flip=False, head=head)
         state = drawn(method, batch)
-        found[weight] = jax.jit(method.stages[0].step)(jax.random.key(1), state, batch)[1]
+        found[weight] = loss_of(method)(jax.random.key(1), state, batch)
+    outputs = 3 if head == "softmax" else 2
+    net = Grader(outputs, auxiliary=True, depth=10, width=2, stem_kind="small")
+    given = ({"params": state.params["grader"], "batch_stats": state.extra["batch_stats"]["grader"]},
+             centred(unit(batch["image"])), batch["volume"])  # fmt: skip
+    logits = jax.jit(lambda: net.apply(*given, train=True, mutable=["batch_stats"])[0])()
+    each = ordinal_loss if head == "ordinal" else softmax_cross_entropy
+    by_hand = sum(float(each(one, batch["label"]).mean()) for one in logits.values())
+    assert len(logits) == 3 and float(found[0.0]["loss"]) == pytest.approx(by_hand, rel=1e-5)
     gap = float(found[2.0]["loss"]) - float(found[0.0]["loss"])
     assert gap == pytest.approx(2 * float(found[0.0]["disagreement"]), abs=1e-5) and gap > 0
+    if head == "ordinal":
+        p, q = (np.asarray(jax.nn.sigmoid(logits[name]), np.float64) for name in ("oct", "fundus"))
+        apart = (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).mean()
+        assert float(found[0.0]["disagreement"]) == pytest.approx(apart, rel=1e-3)
+
+
+def test_shuffled_labels_are_those_of_other_images(batch):
+    """The control never gives an eye its own grade: of two that are known each gets the other's, at any key."""
+    pair = dict(batch) | {"label": jnp.full(8, -1).at[2].set(0).at[5].set(2)}
+    swapped = pair | {"label": jnp.full(8, -1).at[2].set(2).at[5].set(0)}
+    small = dict(modality="fundus", flip=False)
+    state = drawn(build(**small)[0], batch)
+    plain, control = (loss_of(build(**small, control=control)[0]) for control in ("none", "labels"))
+    wanted, own = (plain(jax.random.key(0), state, rows)["loss"] for rows in (swapped, pair))
+    assert abs(wanted - own) > 1e-4
+    for seed in range(4):
+        np.testing.assert_allclose(control(jax.random.key(seed), state, pair)["loss"], wanted, rtol=1e-5)
 
 
 def test_what_is_not_known_does_not_count(batch):
@@ -87,11 +124,16 @@ def test_what_is_not_known_does_not_count(batch):
                           "fovea": jnp.where(half[:, None], batch["fovea"], -1.0)}  # fmt: skip
     method, _ = build(task="fovea")
     state = drawn(method, rows)
-    after, logs = jax.jit(method.stages[0].step)(jax.random.key(1), state, rows)
+    step = jax.jit(method.stages[0].step)
+    after, logs = step(jax.random.key(1), state, rows)
+    # A fovea that is not to be seen, (0, 0), is no point to learn; for the score it is a point as any other.
+    unseen = rows | {"fovea": jnp.maximum(rows["fovea"], 0.0)}
+    assert float(step(jax.random.key(1), state, unseen)[1]["loss"]) == float(logs["loss"])
     assert np.isfinite(float(logs["loss"])) and all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(after.params))
     outputs = jax.jit(method.predict)(jax.random.key(2), state, rows)
     value, count = jax.jit(method.metrics)(outputs, rows)["fovea_distance"]
     assert count.tolist() == [1] * 4 + [0] * 4 and value[4:].tolist() == [0] * 4
+    assert method.metrics(outputs, unseen)["fovea_distance"][1].tolist() == [1] * 8
 
 
 def test_fovea_in_pixels_of_the_original(batch):
@@ -131,6 +173,23 @@ def test_scores_where_nothing_is_known():
     assert found["total"] == pytest.approx(10) and found["kappa"] == 1
 
 
+def test_an_ordinal_head_is_scored_and_submitted_by_its_answers(tmp_path):
+    """Where P(at least 1) is above one half the grade is 1, though 0 may be the most probable."""
+    method, _ = build(head="ordinal")
+    probs, labels = np.array([[0.4, 0.3, 0.3], [0.6, 0.2, 0.2], [0.1, 0.3, 0.6]]), np.array([1, 0, 2])
+    found = method.scores({"label": labels, "probs": probs})
+    assert found["kappa"] == found["accuracy"] == found["f1"] == 1
+    assert found["auc"] == build()[0].scores({"label": labels, "probs": probs})["auc"] < 1
+    method.submit(tmp_path, [(str(i), {"probs": row}) for i, row in enumerate(probs)])
+    table = (tmp_path / "Classification_Results.csv").read_text().splitlines()
+    assert table[1:] == ["0,0,1,0", "1,1,0,0", "2,0,0,1"]
+
+
+def test_grades_that_are_not_the_official_ones_are_not_submitted(tmp_path):
+    gammatasks.write_submission(tmp_path, [("0101", {"probs": np.array([0.1, 0.9])})])
+    assert not list(tmp_path.iterdir())
+
+
 def test_masks_are_put_back_around_their_frame(tmp_path):
     """Decision 10: the middle square goes back to its place, background around it, codes only."""
     probs = np.zeros((8, 8, 2), np.float16)
@@ -146,6 +205,17 @@ def test_masks_are_put_back_around_their_frame(tmp_path):
     assert (tmp_path / "Localization_Results.csv").read_text().splitlines()[1] == "0101,40.2500,30.0000"
 
 
+def test_masks_of_new_images_are_those_that_are_scored():
+    """Where rim and cup share what the background does not have, the most probable decides, not one half."""
+    cup, rim, _ = np.random.default_rng(0).dirichlet((1, 1, 1), (16, 16)).astype(np.float32).transpose(2, 0, 1)
+    probs = np.stack([cup + rim, cup], -1)
+    found, whole = {}, (0, 0, 16, 16)
+    for kind in (build()[0].exclusive, False):
+        found[kind] = incoming.to_mask(probs, (16, 16), whole, (0, (1, 2)), exclusive=kind)
+    np.testing.assert_array_equal(found["nested"], gammatasks.chosen(probs))
+    assert (found["nested"] != found[False]).mean() > 0.05
+
+
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
@@ -157,6 +227,7 @@ def test_masks_are_put_back_around_their_frame(tmp_path):
         ({"oct_branch": "volume", "depth": 50}, "--method.depth"),
         ({"steps": 0}, "--method.steps"),
         ({"sharpness": -1.0}, "--method.sharpness"),
+        ({"auxiliary": True, "modality": "oct"}, "--method.auxiliary"),
     ],
 )
 def test_wrong_settings(changes, word):
@@ -168,6 +239,15 @@ def test_a_set_without_volumes_cannot_be_graded(batch):
     rows = {name: value for name, value in batch.items() if name != "volume"}
     with pytest.raises(InputError, match="no volume, which the task grading needs"):
         jax.eval_shape(build()[0].init, jax.random.key(0), rows)
+
+
+def test_the_fundus_alone_needs_no_volume(batch):
+    rows = {name: value for name, value in batch.items() if name != "volume"}
+    method, _ = build(modality="fundus", oct_slices=2, test_flips=True)
+    state = jax.eval_shape(method.init, jax.random.key(0), rows)
+    after, _ = jax.eval_shape(method.stages[0].step, jax.random.key(0), state, rows)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert jax.eval_shape(method.predict, jax.random.key(0), state, rows)["probs"].shape == (8, 3)
 
 
 def test_windows_of_the_second_look(batch):

@@ -113,6 +113,20 @@ def test_unknown_labels_and_masks_do_not_count(batch):
         assert float(one["loss"]) == float(other["loss"]) > 0
 
 
+def test_shuffled_labels_are_those_of_other_images(batch):
+    """The control never gives a scan its own label: of two that are known each gets the other's, at any key."""
+    pair = dict(batch) | {"label": jnp.full(8, -1).at[2].set(0).at[5].set(1)}
+    swapped = pair | {"label": jnp.full(8, -1).at[2].set(1).at[5].set(0)}
+    small = dict(segmenter_steps=0, segmenter_width=1, levels=1, classifier_width=2, flip=False)
+    methods = [build(**small, **changes)[0] for changes in ({}, {"control": "labels"})]
+    state = drawn(methods[0], batch)
+    plain, control = (jax.jit(lambda *given, m=m: m.stages[0].step(*given)[1]["loss"]) for m in methods)
+    wanted = plain(jax.random.key(0), state, swapped)
+    assert abs(wanted - plain(jax.random.key(0), state, pair)) > 1e-4
+    for seed in range(4):
+        np.testing.assert_allclose(control(jax.random.key(seed), state, pair), wanted, rtol=1e-5)
+
+
 def test_scores_where_nothing_is_known(batch):
     method, data = build()
     n = 6

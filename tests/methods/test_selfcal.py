@@ -73,8 +73,11 @@ def disturbed(state, network):
 
 
 def test_what_conm_learns_does_not_pass_through_divm(one_round, batch):
-    """Check 6: with another DivM, ConM takes bit for bit the same step, so that no loss but its own reaches it."""
-    _, state, step = one_round
+    """Check 6: with another DivM, ConM takes bit for bit the same step, so that no loss but its own reaches it: neither
+    DivM's nor that of shuffled weights."""
+    state, config = one_round[1], config_of(train_rounds=1)[0]
+    assert config.shuffle_weight > 0
+    step = jax.jit(selfcal.make(config).stages[0].step)
     steps = [step(jax.random.key(1), s, batch)[0].params["conm"] for s in (state, disturbed(state, "divm"))]
     assert not moved(*steps)
     assert moved(state.params["conm"], steps[0]) == set(trees.named_leaves(state.params["conm"]))
@@ -184,6 +187,14 @@ def test_rounds_at_inference_are_free(one_round, predict, batch):
         "rater_weight": 0 * batch["rater_weight"],
     }
     np.testing.assert_array_equal(predict(jax.random.key(0), state, blind)["mask_probs"], outputs["mask_probs"])
+
+
+def test_rounds_that_are_scored_may_be_none(batch):
+    method = selfcal.make(config_of(scored_rounds=())[0])
+    state = jax.eval_shape(method.init, jax.random.key(0), batch)
+    outputs = jax.eval_shape(method.predict, jax.random.key(0), state, batch)
+    assert "round_probs" not in outputs and outputs["round_change"].shape == (4, 1)
+    assert "soft_dice_raters" in jax.eval_shape(method.metrics, outputs, batch)
 
 
 def test_scores_of_a_batch(one_round, predict, batch):

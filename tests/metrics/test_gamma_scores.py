@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ophjax.errors import InputError
+from ophjax.losses.grading import ordinal_grade, ordinal_probs
 from ophjax.metrics import gamma
 from ophjax.metrics.greys import GAMMA, decode, encode
 
@@ -144,6 +146,16 @@ def test_the_baselines_own_dice_is_broken():
     truth = np.eye(3)[labels]
     per_class = 2 * (probs * truth).sum(0) / (probs.sum(0) + truth.sum(0))
     assert per_class.mean() == pytest.approx(0.2002, abs=5e-5)
+
+
+def test_an_ordinal_head_decides_by_its_answers():
+    """Spec, section (d) D2: the number of positive logits, where the most probable grade is often another."""
+    logits = -np.sort(-np.random.default_rng(0).normal(size=(500, 3)), axis=1)
+    probs = np.asarray(ordinal_probs(jnp.asarray(logits)))
+    by_count = np.asarray(ordinal_grade(jnp.asarray(logits)))
+    np.testing.assert_array_equal(gamma.choose_grades(probs, ordinal=True), by_count)
+    assert (gamma.choose_grades(probs) == probs.argmax(1)).all() and (probs.argmax(1) != by_count).mean() > 0.1
+    assert gamma.choose_grades(np.array([[0.4, 0.25, 0.35]]), ordinal=True).tolist() == [1]
 
 
 def test_specialists_overrule_in_their_order():

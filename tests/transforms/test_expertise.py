@@ -82,6 +82,17 @@ def test_random_combinations():
     assert (mixed >= masks[:, :4].min(1) - 1e-6).all() and (mixed <= masks[:, :4].max(1) + 1e-6).all()
 
 
+def test_an_image_that_nobody_drew():
+    """It is told apart, and gives zeros in place of 0 / 0."""
+    masks, present = masks_of(batch=8), jnp.ones((8, 5)).at[3].set(0)
+    np.testing.assert_array_equal(expertise.drawn(present), [1, 1, 1, 0, 1, 1, 1, 1])
+    mixed = expertise.mix_raters(jax.random.key(0), jnp.arange(8), masks, present)
+    assert (mixed[3] == 0).all() and (mixed[0] > 0).any()
+    assert (expertise.expertness(jnp.zeros((4, 4, 5)), present[3]) == 0).all()
+    _, without = expertise.read_raters({"mask": masks[:, 0], "mask_weight": present[:, 0]})
+    np.testing.assert_array_equal(without, present[:, :1])
+
+
 def test_without_raters_the_mask_is_the_one():
     mask = masks_of(raters=1)[:, 0]
     masks, present = expertise.read_raters({"mask": mask})

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from ophjax.transforms.sharpness import ascend, descend_flat
-from ophjax.transforms.stepping import begin, descend
+from ophjax.transforms.stepping import begin, descend, in_slices
 from ophjax.types import TrainState
 
 
@@ -46,3 +46,24 @@ def test_step():
     limit, _ = descend_flat(loss, tx, trains=("net",), slot="all", rho=0.0)(jax.random.key(0), state, batch)
     plain, _ = descend(loss, tx, trains=("net",), slot="all")(jax.random.key(0), state, batch)
     np.testing.assert_allclose(limit.params["net"]["w"], plain.params["net"]["w"], rtol=1e-6)
+
+
+def test_both_passes_go_in_slices():
+    """Of a mean over rows: the step of the whole batch, the loss called for each slice."""
+
+    def mean_loss(key, params, extra, batch):
+        del key
+        value = jnp.cosh(params["net"]["w"][None] - batch["x"]).mean()
+        return value, ({"calls": extra["calls"] + 1, "rows": jnp.asarray(len(batch["x"]))}, {})
+
+    tx, params = optax.sgd(0.1), {"net": {"w": jnp.array([1.0, -2.0])}}
+    extra = {"calls": jnp.zeros((), int), "rows": jnp.zeros((), int)}
+    state = TrainState(jnp.zeros((), int), params, {"all": begin(tx, params, ("net",))}, extra)
+    batch = {"x": jax.random.normal(jax.random.key(0), (8, 2))}
+    step = descend_flat(mean_loss, tx, trains=("net",), slot="all", rho=0.5)
+    whole, logs = step(jax.random.key(0), state, batch)
+    with in_slices((4, 1)):
+        sliced, found = step(jax.random.key(0), state, batch)
+    np.testing.assert_allclose(sliced.params["net"]["w"], whole.params["net"]["w"], rtol=1e-5)
+    np.testing.assert_allclose(found["loss"], logs["loss"], rtol=1e-5)
+    assert [int(one.extra["calls"]) for one in (whole, sliced)] == [1, 4] and int(sliced.extra["rows"]) == 2

@@ -66,7 +66,8 @@ def make(config: Config) -> Dataset:
 
     Examples hold ``image``, ``label`` (-1: not known), ``fovea`` in pixels of the original (-1: not known), ``mask``
     (``mask_weight`` 0: not known), ``volume`` uint8 [h, w, slices], ``size`` (width, height) of the original and
-    ``frame`` (left, top, width, height), the part of it that the image shows.
+    ``frame`` (left, top, width, height), the part of it that the image shows; where foveas count from 1 ``origin`` 1,
+    by which ``fovea`` is less than in the table, but for (0, 0).
 
     Raises:
       InputError: the layout is another, slices are missing or doubled, or a truth is missing or wrong.
@@ -228,7 +229,8 @@ def read(eye: Eye, config: Config, label: int, fovea: Any, mask: Path | None) ->
         "size": np.array(size, np.int32),
         "frame": np.array([left, top, width, height], np.int32),
     }
-    return dict(example) | ({"volume": read_volume(eye.slices, config)} if eye.slices else {})
+    origin = {"origin": np.ones((), np.int32)} if config.one_based else {}
+    return dict(example) | origin | ({"volume": read_volume(eye.slices, config)} if eye.slices else {})
 
 
 def read_volume(slices: tuple[Path, ...], config: Config) -> np.ndarray:
