@@ -11,7 +11,6 @@ import shutil
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import enlarge
 import presets
@@ -89,20 +88,8 @@ def go_on(run: Restored, inner: tuple[int, ...], taken: list[str]) -> str:
     for part, values in (("method", wanted), ("data", given.get("data")), ("train", given.get("train"))):
         always = ("inner", "ratio", "dual_steps", "lr") if part == "method" else ()
         changed = {name: value for name, value in (values or {}).items() if value != usual[part].get(name)}
-        words += flags(part, {name: wanted[name] for name in always} | changed)
+        words += presets.flags(part, {name: wanted[name] for name in always} | changed)
     return shlex.join([*words, "--start-from", *taken])
-
-
-def flags(part: str, changes: dict[str, Any]) -> list[str]:
-    """Writes values out of a config.json as options of run.py."""
-    words: list[str] = []
-    for name, value in changes.items():
-        option = name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{part}.{option}" if value else f"--{part}.no-{option}")
-        else:
-            words += [f"--{part}.{option}", *map(str, value if isinstance(value, list) else (value,))]
-    return words
 
 
 def convert(source: Path, target: Path) -> str:

@@ -10,7 +10,6 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import presets
 import run
@@ -58,18 +57,6 @@ def data_seed(data: str, seed: int) -> list[str]:
     return [f"--data.{known[0]}", str(seed)] if known else []
 
 
-def flags(changes: dict[str, Any]) -> list[str]:
-    """Writes changes to a method's configuration as options of run.py."""
-    words: list[str] = []
-    for name, value in changes.items():
-        option = name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--method.{option}" if value else f"--method.no-{option}")
-        else:
-            words += [f"--method.{option}", *map(str, value if isinstance(value, tuple) else (value,))]
-    return words
-
-
 def one_run(options: argparse.Namespace, variant: str, seed: int, rest: list[str]) -> list[dict[str, float]]:
     """Trains one variant with one seed, or with all together, if that was not done before, and returns the test scores
     of each."""
@@ -84,7 +71,7 @@ def one_run(options: argparse.Namespace, variant: str, seed: int, rest: list[str
         "--method", options.method, "--data", options.data, "--preset", options.preset, "--runs", str(options.runs),
         "--name", name(variant), "--train.seed", str(seed), *data_seed(options.data, seed), *rest,
     ]  # fmt: skip
-    argv += flags(changes) + (["--seeds", str(options.seeds)] if options.together else [])
+    argv += presets.flags("method", changes) + (["--seeds", str(options.seeds)] if options.together else [])
     if taken:
         argv += ["--start-from", *(f"{network}={options.runs / name(options.method)}" for network in taken)]
     folder = options.runs / name(variant)

@@ -1,8 +1,9 @@
-"""Presets: the paper's scale, a demo for a laptop, and the size of the tests."""
+"""Presets: the paper's scale, a demo for a laptop, and the size of the tests; and options that say what differs."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from ophjax import data, methods
@@ -41,3 +42,15 @@ def preset(name: str, method: str, dataset: str | None = None) -> tuple[Any, Any
     needs, known = getattr(module, "NEEDS", {}), dataset or module.DATA
     data_config = dataclasses.replace(data_config, **needs.get(known, {}) | needs.get(f"{known}/{name}", {}))
     return method_config, data_config, dataclasses.replace(train, **module.TRAIN.get(name, {}))
+
+
+def flags(part: str, changes: Mapping[str, Any]) -> list[str]:
+    """Writes changes to a configuration (``part``: method, data or train) as options of run.py."""
+    words: list[str] = []
+    for name, value in changes.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{part}.{option}" if value else f"--{part}.no-{option}")
+        else:
+            words += [f"--{part}.{option}", *map(str, value if isinstance(value, (list, tuple)) else (value,))]
+    return words

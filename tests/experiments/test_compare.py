@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import compare
+import presets
 import run
 import tables
 from ophjax import data as datasets
@@ -22,7 +23,7 @@ VARIANTS = [(method, name) for method in methods.METHODS for name in methods.loa
 def test_a_variant_is_a_command(method, variant):
     """The options give back the changes that they were made of."""
     changes, _ = methods.load(method).VARIANTS[variant]
-    _, options = run.parse(["--method", method, "--preset", "smoke", *compare.flags(changes)])
+    _, options = run.parse(["--method", method, "--preset", "smoke", *presets.flags("method", changes)])
     assert {name: dataclasses.asdict(options.method)[name] for name in changes} == changes
 
 
