@@ -16,7 +16,7 @@ import run
 from ophjax import data as datasets
 from ophjax import methods
 from ophjax.data import DATASETS
-from ophjax.errors import InputError, as_command
+from ophjax.errors import InputError, OtherRunError, as_command
 from ophjax.train.logs import read_events
 from ophjax.train.runfolder import write_whole
 from tables import draw, table
@@ -50,6 +50,12 @@ def stem(options: argparse.Namespace) -> str:
     return "-".join(filter(None, (options.method, options.data, options.preset, options.label)))
 
 
+def run_name(options: argparse.Namespace, variant: str, seed: int) -> str:
+    """The name of a variant's run with this seed, or with all seeds from it on."""
+    seeds = f"{seed}to{seed + options.seeds - 1}" if options.together else str(seed)
+    return f"{stem(options)}-{variant}-{seeds}"
+
+
 def data_seed(data: str, seed: int) -> list[str]:
     """The option that draws a data set, or its splits, by a seed; none where it is as it is."""
     fields = {field.name for field in dataclasses.fields(datasets.load(data).Config)}
@@ -61,27 +67,20 @@ def one_run(options: argparse.Namespace, variant: str, seed: int, rest: list[str
     """Trains one variant with one seed, or with all together, if that was not done before, and returns the test scores
     of each."""
     changes, taken = methods.load(options.method).VARIANTS.get(variant, ({}, ()))
-
-    seeds = f"{seed}to{seed + options.seeds - 1}" if options.together else str(seed)
-
-    def name(of: str) -> str:
-        return f"{stem(options)}-{of}-{seeds}"
-
     argv = [
         "--method", options.method, "--data", options.data, "--preset", options.preset, "--runs", str(options.runs),
-        "--name", name(variant), "--train.seed", str(seed), *data_seed(options.data, seed), *rest,
+        "--name", run_name(options, variant, seed), "--train.seed", str(seed), *data_seed(options.data, seed), *rest,
     ]  # fmt: skip
     argv += presets.flags("method", changes) + (["--seeds", str(options.seeds)] if options.together else [])
     if taken:
-        argv += ["--start-from", *(f"{network}={options.runs / name(options.method)}" for network in taken)]
-    folder = options.runs / name(variant)
+        whence = options.runs / run_name(options, options.method, seed)
+        argv += ["--start-from", *(f"{network}={whence}" for network in taken)]
+    folder = options.runs / run_name(options, variant, seed)
     if (folder / "config.json").exists():
         argv.append("--resume")
     try:
         code = run.run(argv)
-    except InputError as error:
-        if "--name" not in str(error):
-            raise
+    except OtherRunError as error:
         raise InputError(f"{error} In a comparison, which names its runs itself, that is another --label.") from error
     if code:
         raise SystemExit(code)
@@ -105,16 +104,29 @@ def compare(argv: list[str]) -> str:
         raise InputError(f"--label {options.label!r}: expected letters, digits, - and _.")
     scores: dict[str, list[dict[str, float]]] = {variant: [] for variant in wanted}
     # Seed by seed, so that a comparison that is stopped has whole ones, and drawn pictures serve all variants.
-    for seed in range(options.first_seed, options.first_seed + (1 if options.together else options.seeds)):
+    seeds = range(options.first_seed, options.first_seed + (1 if options.together else options.seeds))
+    for seed in seeds:
         for variant in wanted:
             scores[variant].extend(one_run(options, variant, seed, rest))
     columns = methods.load(options.method).SCORES
     place = options.runs / stem(options)
     write_whole(place.with_suffix(".json"), (json.dumps(scores, indent=1) + "\n").encode())
-    text = table(scores, columns)
+    folders = [options.runs / run_name(options, variant, seed) for variant in wanted for seed in seeds]
+    text = table(scores, columns) + mixed_versions(folders)
     write_whole(place.with_suffix(".md"), (text + "\n").encode())
     draw(scores, columns, place.with_suffix(".png"))
     return f"{text}\nTable, scores and figure: {place}.md, .json, .png"
+
+
+def mixed_versions(folders: list[Path]) -> str:
+    """A line to stand under a table whose runs were made with several versions of a package; nothing where there is
+    one."""
+    found: dict[str, set[str]] = {}
+    for folder in folders:
+        for package, version in json.loads((folder / "config.json").read_text())["versions"].items():
+            found.setdefault(package, set()).add(version)
+    mixed = [f"{package} {', '.join(sorted(some))}" for package, some in found.items() if len(some) > 1]
+    return f"\n\nMade with several versions: {'; '.join(mixed)}." if mixed else ""
 
 
 def main() -> int:

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,8 @@ class Options:
     runs: Path = Path("runs")
     """Folder that holds the runs."""
     resume: bool = False
-    """Go on from the newest checkpoint, exactly as if the run had never stopped."""
+    """Go on from the newest checkpoint, as if the run had never stopped (bit for bit on CPUs; on GPUs too with
+    XLA_FLAGS=--xla_gpu_deterministic_ops=true)."""
     start_from: tuple[str, ...] = ()
     """Networks taken from finished runs instead of random numbers: NETWORK=RUN_FOLDER, e.g. segmenter=runs/first. Or
     their backbones from a file of pretrained weights (ResNet, EfficientNet-B2, ViT; torchvision's or timm's names):
@@ -207,6 +209,8 @@ def seed_words(train: Any) -> str:
 
 def main() -> int:
     """Runs the command line; what the user can mend is one paragraph and exit code 2."""
+    # Where the loop does not watch for it (while data are drawn, at the last scores) SIGTERM ends like Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return run(sys.argv[1:])
     except InputError as error:

@@ -30,9 +30,10 @@ def spread(values: list[float]) -> str:
 
 
 def interval(differences: list[float], samples: int = 10_000) -> tuple[float, float]:
-    """The 95 % bootstrap interval of the mean of paired differences, drawn over seeds.
+    """The bootstrap interval (2.5 % to 97.5 %) of the mean of paired differences, drawn over seeds.
 
-    With a handful of seeds it can be no wider than from the least to the greatest difference.
+    With a handful of seeds it can be no wider than from the least to the greatest difference, and it holds the truth
+    less often than 95 times in 100: of normal differences 75 times at three seeds, 85 at five, 91 at ten.
     """
     values = np.asarray(differences)
     rows = np.random.default_rng(0).integers(len(values), size=(samples, len(values)))
@@ -77,8 +78,9 @@ def table(scores: Scores, patterns: tuple[str, ...]) -> str:
     """Makes the Markdown table: each variant's scores, and the first of them against the method's, seed by seed."""
     main, columns = next(iter(scores)), columns_of(scores, patterns)
     gains = differences(scores, columns[0])
+    head = f"{columns[0]}: {main} minus this [bootstrap interval] | least, most | seeds"
     lines = [
-        f"| variant | {' | '.join(columns)} | {columns[0]}: {main} minus this [95 % interval] | least, most | seeds |",
+        f"| variant | {' | '.join(columns)} | {head} |",
         f"|---|{'---|' * (len(columns) + 3)}",
     ]
     for variant, found in scores.items():
@@ -113,7 +115,7 @@ def draw(scores: Scores, patterns: tuple[str, ...], path: Path) -> None:
         right.plot(interval(mine), [row, row], color="#b2182b", linewidth=2)
         right.plot(mine, [row] * len(mine), "|", color="#5b636d", markersize=9)
         right.plot([statistics.mean(mine)], [row], "o", color="#b2182b", markersize=7)
-    right.set_xlabel(f"{main} minus this: mean, 95 % interval, seeds")
+    right.set_xlabel(f"{main} minus this: mean, bootstrap interval, seeds")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="x", alpha=0.25)

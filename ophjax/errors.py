@@ -20,6 +20,10 @@ class InputError(ValueError):
     """
 
 
+class OtherRunError(InputError):
+    """A run's folder holds another run."""
+
+
 class DivergedError(InputError):
     """The loss became NaN or infinite. The message names the stage, the step and the last good checkpoint."""
 

@@ -15,10 +15,12 @@
 #SBATCH --open-mode=append
 set -u
 
+# One process has all GPUs of its host. JAX would take one for each SLURM task if it were not told.
+export JAX_LOCAL_DEVICE_IDS="${JAX_LOCAL_DEVICE_IDS:-$(seq -s, 0 $((${SLURM_GPUS_ON_NODE:-1} - 1)))}"
 # The runs' folder must be one that all hosts see.
 resume=()
 [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && resume=(--resume)
-srun --kill-on-bad-exit=0 "${PYTHON:-python}" experiments/run.py --distributed "$@" "${resume[@]}"
+srun --kill-on-bad-exit=0 "${PYTHON:-python}" experiments/run.py --distributed "$@" ${resume[@]+"${resume[@]}"}
 code=$?
 if [ "$code" -eq 75 ]; then
     scontrol requeue "$SLURM_JOB_ID"

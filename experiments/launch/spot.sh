@@ -9,11 +9,13 @@ runs=runs name=""
 args=("$@")
 for ((i = 0; i < ${#args[@]}; i++)); do
     case "${args[i]}" in
-        --runs) runs="${args[i + 1]}" ;;
-        --name) name="${args[i + 1]}" ;;
+        --runs) runs="${args[i + 1]:-}" ;;
+        --name) name="${args[i + 1]:-}" ;;
+        --runs=*) runs="${args[i]#*=}" ;;
+        --name=*) name="${args[i]#*=}" ;;
     esac
 done
 [ -n "$name" ] || { echo "error: give the run a --name, by which it is found again." >&2; exit 2; }
 resume=()
 [ -f "$runs/$name/metrics.jsonl" ] && resume=(--resume)
-exec "$python" experiments/run.py "$@" "${resume[@]}"
+exec "$python" experiments/run.py "$@" ${resume[@]+"${resume[@]}"}

@@ -48,7 +48,8 @@ def ssim(
     down, across = (jnp.asarray(_bands(size, window, sigma)) for size in x.shape[1:3])
 
     def blur(z: Array) -> Array:
-        return jnp.einsum("ih,bhwc,jw->bijc", down, z, across)
+        # In full precision: accelerators would round the factors, and the differences of squares below be anything.
+        return jnp.einsum("ih,bhwc,jw->bijc", down, z, across, precision=jax.lax.Precision.HIGHEST)
 
     mean_x, mean_y = blur(x), blur(y)
     variance_x, variance_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
@@ -56,11 +57,6 @@ def ssim(
     above = (2 * mean_x * mean_y + 1e-4) * (2 * covariance + 9e-4)
     below = (mean_x**2 + mean_y**2 + 1e-4) * (variance_x + variance_y + 9e-4)
     return (above / below).mean((1, 2))
-
-
-def ssim_loss(probs: Float[Array, "b h w c"], target: Num[Array, "b h w c"]) -> Float[Array, "b c"]:
-    """Computes 1 - SSIM. The released code minimises SSIM itself, which teaches the opposite."""
-    return 1 - ssim(probs, target)
 
 
 def _bands(size: int, window: int, sigma: float) -> np.ndarray:

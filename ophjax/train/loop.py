@@ -56,7 +56,8 @@ class Config:
     accumulate: int = 1
     """Slices that a batch is cut into: their gradients are averaged and one step is made, which takes the memory of one
     slice's activations. What looks across rows (batch norm, contrasts, centroids, losses averaged over weighted rows)
-    sees one slice at a time: only for the other losses this is the step of the whole batch."""
+    sees one slice at a time: only for the other losses this is the step of the whole batch. Searches (of diff, of
+    dualsr's compression) take the batch whole."""
 
     @property
     def all_seeds(self) -> range:
@@ -307,7 +308,8 @@ def batch_spec(data: Dataset, config: Config, mesh: Mesh) -> Any:
     Raises:
       InputError: it does not divide over devices and slices.
     """
-    batch = next(iter(eval_split(data, "val", config, mesh)))
+    with closing(eval_split(data, "val", config, mesh)) as batches:
+        batch = next(batches)
     ways = mesh.shape["data"]
     if config.accumulate < 1 or config.batch_size % (ways * config.accumulate):
         raise InputError(
@@ -320,7 +322,8 @@ def batch_spec(data: Dataset, config: Config, mesh: Mesh) -> Any:
 def eval_split(data: Dataset, split: str, config: Config, mesh: Mesh) -> Any:
     """The padded batches of a split that this process reads."""
     rows, part, parts = meshes.local_share(mesh, config.batch_size)
-    return pipeline.eval_batches(require(data, split), batch_size=rows, process=(part, parts))
+    source = require(data, split)
+    return pipeline.eval_batches(source, batch_size=rows, process=(part, parts), threads=config.threads)
 
 
 def require(data: Dataset, split: str) -> Source:

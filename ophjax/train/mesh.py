@@ -71,6 +71,9 @@ def wait_no_longer(code: int, *, seconds: float = 20) -> None:
 def make_mesh(data: int | None = None, model: int = 1) -> Mesh:
     """Lays all devices out as ``(data, model)``; ``data=None`` takes what ``model`` leaves over.
 
+    Several processes lie one after the other, so that each reads one block of every batch. (``jax.make_mesh`` follows a
+    TPU slice's rings, in which the hosts of most slices take turns.)
+
     Raises:
       InputError: the product is not the number of devices.
     """
@@ -81,7 +84,11 @@ def make_mesh(data: int | None = None, model: int = 1) -> Mesh:
             f"The mesh was to be data={'all' if data is None else data} x model={model}, but there are {devices} "
             f"devices. Choose --train.model-parallel so that it divides {devices}, and data = {devices} / model."
         )
-    return jax.make_mesh((size, model), ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
+    names, kinds = ("data", "model"), (AxisType.Auto, AxisType.Auto)
+    if jax.process_count() == 1:
+        return jax.make_mesh((size, model), names, axis_types=kinds)
+    ordered = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(ordered).reshape(size, model), names, axis_types=kinds)
 
 
 def connect(mesh: Mesh) -> None:

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,8 @@ def class_columns(probs: np.ndarray) -> dict[str, list]:
 
 def draw_samples(data: Dataset, config: Config, fitted: Fitted, key: jax.Array) -> dict[str, np.ndarray]:
     """Takes the first test batch with its maps (masks, attention), for the report's pictures."""
-    batch = next(iter(eval_split(data, "test", config, fitted.mesh)))
+    with closing(eval_split(data, "test", config, fitted.mesh)) as batches:
+        batch = next(batches)
     placed = meshes.place(batch, fitted.mesh)
     rows, maps = fitted.forward(at(key, 0), fitted.state, placed)
     if jax.process_count() > 1:
@@ -161,7 +163,8 @@ def export_maps(method: Method, data: Dataset, config: Config, folder: Path, fit
     forward, key = jax.jit(method.export), at(jax.random.key(config.seed), "export")
     names, samples = require(data, "train").names, {}
     for number, batch in enumerate(eval_split(data, "train", config, fitted.mesh)):
-        maps = forward(key, fitted.state, meshes.place(batch, fitted.mesh))
+        batch = meshes.place(batch, fitted.mesh)
+        maps = forward(key, fitted.state, batch)
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import jax
 import numpy as np
 
-from ophjax.errors import InputError
+from ophjax.errors import InputError, OtherRunError
 from ophjax.train.logs import read_events
 
 PACKAGES = ("ophjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -109,7 +109,7 @@ def _claim(folder: Path, about: dict[str, Any], *, resume: bool) -> Claim:
     except Exception as error:  # JSON of any other shape
         raise InputError(f"{path} cannot be read ({error!r}). Mend it, or give another --name.") from error
     if differences:
-        raise InputError(
+        raise OtherRunError(
             f"{folder} belongs to another run: {'; '.join(differences[:4])}{' ...' if len(differences) > 4 else ''}. "
             f"Give another --name, or the command of that run: {before.get('command')}"
         )

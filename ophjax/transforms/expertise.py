@@ -52,7 +52,7 @@ def expertness(
 
 def fuse(weights: Float[Array, "... h w r"], masks: Float[Array, "... r h w c"]) -> Float[Array, "... h w c"]:
     """Averages the raters' masks with weights of each pixel, the same for all regions."""
-    return jnp.einsum("...hwr,...rhwc->...hwc", weights, masks)
+    return jnp.einsum("...hwr,...rhwc->...hwc", weights, masks, precision=jax.lax.Precision.HIGHEST)
 
 
 def read_raters(batch: Batch) -> tuple[Float[Array, "b r h w c"], Float[Array, "b r"]]:
@@ -82,4 +82,5 @@ def mix_raters(
         return there * jnp.where(equal, 1.0, jax.random.exponential(at(key, "shares", i), there.shape))
 
     shares = jax.vmap(draw)(index, present)
-    return jnp.einsum("br,brhwc->bhwc", shares / jnp.maximum(shares.sum(1, keepdims=True), 1e-9), masks)
+    shares = shares / jnp.maximum(shares.sum(1, keepdims=True), 1e-9)
+    return jnp.einsum("br,brhwc->bhwc", shares, masks, precision=jax.lax.Precision.HIGHEST)

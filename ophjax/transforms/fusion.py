@@ -135,4 +135,5 @@ def softmax_present(logits: Float[Array, "b r"], present: Num[Array, "b r"]) -> 
 
 
 def _weigh(raters: Array, weights: Array) -> Array:
-    return jnp.einsum("brhwc,br->bhwc", raters.astype(jnp.float32), weights.astype(jnp.float32))
+    raters, weights = raters.astype(jnp.float32), weights.astype(jnp.float32)
+    return jnp.einsum("brhwc,br->bhwc", raters, weights, precision=jax.lax.Precision.HIGHEST)

@@ -119,7 +119,9 @@ def resize(image: Any, rows: Float[np.ndarray, "i h"], columns: Float[np.ndarray
       rows, columns: from ``matlab_matrix`` or ``torch_matrix``.
     """
     xp = image.__array_namespace__()
-    return xp.einsum("jw,...iwc->...ijc", columns, xp.einsum("ih,...hwc->...iwc", rows, image))
+    # In full precision: accelerators would round both factors to fewer digits than a grey level has.
+    exact = {} if xp is np else {"precision": "highest"}
+    return xp.einsum("jw,...iwc->...ijc", columns, xp.einsum("ih,...hwc->...iwc", rows, image, **exact), **exact)
 
 
 def _matrix(size: int, index: np.ndarray, weight: np.ndarray) -> np.ndarray:

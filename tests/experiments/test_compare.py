@@ -14,7 +14,7 @@ import tables
 from ophjax import data as datasets
 from ophjax import methods
 from ophjax.data import DATASETS
-from ophjax.errors import InputError
+from ophjax.errors import InputError, OtherRunError
 
 VARIANTS = [(method, name) for method in methods.METHODS for name in methods.load(method).VARIANTS]
 
@@ -36,7 +36,7 @@ SCORES = {
 def test_the_table_follows_the_methods_columns():
     """The first column is compared seed by seed; intervals are left out; a score that is missing leaves a gap."""
     head, _, ours, plain = tables.table(SCORES, ("dice", "auc")).splitlines()
-    assert head == "| variant | dice | auc | dice: ours minus this [95 % interval] | least, most | seeds |"
+    assert head == "| variant | dice | auc | dice: ours minus this [bootstrap interval] | least, most | seeds |"
     assert ours == "| ours | 0.700 ± 0.141 | 0.800 ± 0.141 |  |  | 2 |"
     assert plain == "| plain | 0.450 ± 0.071 |  | 0.250 ± 0.071 [+0.200, +0.300] | +0.200, +0.300 | 2 |"
 
@@ -75,6 +75,16 @@ def test_the_interval_of_paired_differences_covers_their_mean():
     assert 0.03 < missed < 0.12
 
 
+def test_runs_of_several_versions_are_told(tmp_path):
+    """A finished run is not made again, whatever it was made with."""
+    for name, version in (("one", "0.10.2"), ("two", "0.10.2"), ("three", "0.12.0")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"versions": {"jax": version, "numpy": "2.0"}}))
+    assert compare.mixed_versions([tmp_path / "one", tmp_path / "two"]) == ""
+    told = compare.mixed_versions([tmp_path / name for name in ("one", "two", "three")])
+    assert told.strip() == "Made with several versions: jax 0.10.2, 0.12.0."
+
+
 def test_tables_go_to_their_places(tmp_path):
     (tmp_path / "fccl-lesions-demo.json").write_text(json.dumps({"fccl": [{"psnr": 30.0}]}))
     page = tmp_path / "PAGE.md"
@@ -106,8 +116,9 @@ def test_a_label_keeps_comparisons_apart(tmp_path, monkeypatch):
     def fake(argv):
         names.append(argv[argv.index("--name") + 1])
         if (tmp_path / names[-1]).exists():
-            raise InputError("It belongs to another run. Give another --name.")
+            raise OtherRunError("It belongs to another run. Give another --name.")
         (tmp_path / names[-1]).mkdir()
+        (tmp_path / names[-1] / "config.json").write_text('{"versions": {}}')
         event = {"event": "test", "scores": {"kappa": 0.5} if "xor" in argv else {"unheard": 0.5}}
         (tmp_path / names[-1] / "metrics.jsonl").write_text(json.dumps(event) + "\n")
         return 0
@@ -137,6 +148,7 @@ def test_seeds_together_are_one_run_of_each_variant(tmp_path, monkeypatch, capsy
         commands.append(argv)
         folder = tmp_path / argv[argv.index("--name") + 1]
         folder.mkdir()
+        (folder / "config.json").write_text('{"versions": {}}')
         event = {
             "event": "test",
             "scores": {"accuracy": 0.9},

@@ -31,6 +31,13 @@ def test_slurm_starts_resumes_and_queues_again(tmp_path):
     done, called = launch("slurm.sh", tmp_path, "--method", "fccl", SLURM_JOB_ID="7")
     assert done.returncode == 0
     assert called == ["srun --kill-on-bad-exit=0 python experiments/run.py --distributed --method fccl"]
+    text = (LAUNCH / "slurm.sh").read_text()
+    line = next(line for line in text.splitlines() if "JAX_LOCAL_DEVICE_IDS" in line)
+    told = {"SLURM_GPUS_ON_NODE": "4"}
+    shown = subprocess.run(
+        ["bash", "-c", f"{line}; echo $JAX_LOCAL_DEVICE_IDS"], capture_output=True, text=True, env=told
+    )
+    assert shown.stdout.strip() == "0,1,2,3", "a process has all GPUs of its host"
     done, called = launch("slurm.sh", tmp_path, "--method", "fccl", code=75, SLURM_JOB_ID="7", SLURM_RESTART_COUNT="1")
     assert done.returncode == 0
     assert called[0].endswith("--method fccl --resume") and called[1] == "scontrol requeue 7"
@@ -46,6 +53,8 @@ def test_spot_goes_on_where_there_is_a_run(tmp_path):
         (tmp_path / runs / "long" / "metrics.jsonl").touch()
         done, called = launch("spot.sh", tmp_path, "--method", "fccl", "--name", "long", *words, code=75)
         assert called[0].endswith("--resume") and done.returncode == 75
+    done, called = launch("spot.sh", tmp_path, "--method", "fccl", "--name=long", "--runs=kept")
+    assert called[0].endswith("--name=long --runs=kept --resume")
     done, called = launch("spot.sh", tmp_path, "--method", "fccl")
     assert done.returncode == 2 and "--name" in done.stderr and not called
 

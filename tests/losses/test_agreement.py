@@ -103,9 +103,9 @@ def test_ssim_is_that_of_windows():
 def test_ssim_enters_as_one_minus_ssim():
     """Equal maps cost nothing; a step against the gradient makes unequal ones more alike, not less."""
     target = MASKS[:, 0]
-    np.testing.assert_allclose(agreement.ssim_loss(target, target), 0, atol=1e-5)
+    np.testing.assert_allclose(agreement.ssim(target, target), 1, atol=1e-5)
     logits = jnp.asarray(LOGITS[:, 0] / 3)
-    grad = jax.grad(lambda z: agreement.ssim_loss(jax.nn.sigmoid(z), target).sum())(logits)
+    grad = jax.grad(lambda z: (1 - agreement.ssim(jax.nn.sigmoid(z), target)).sum())(logits)
     before, after = (agreement.ssim(jax.nn.sigmoid(z), target).sum() for z in (logits, logits - grad))
     assert after > before + 0.01
 

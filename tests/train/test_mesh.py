@@ -53,6 +53,14 @@ def test_meshes():
     assert dict(mesh.make_mesh(model=4).shape) == dict(mesh.make_mesh(data=2, model=4).shape) == {"data": 2, "model": 4}
 
 
+def test_processes_lie_one_after_the_other(monkeypatch):
+    """Whatever the order that a TPU slice's rings give: each process then reads one block of a batch."""
+    devices = jax.devices()
+    monkeypatch.setattr(jax, "devices", lambda *_: devices[::-1])
+    monkeypatch.setattr(jax, "process_count", lambda *_: 2)
+    assert [d.id for d in mesh.make_mesh(model=2).devices.flat] == [d.id for d in devices]
+
+
 def test_share_of_a_process():
     """One process reads whole batches; a batch must divide over data, not over all devices."""
     assert mesh.local_share(mesh.make_mesh(), 24) == (24, 0, 1)
