@@ -27,13 +27,13 @@ import numpy as np
 
 from ophjax import data as datasets
 from ophjax.data import catalogue, look, shards, tfds
-from ophjax.data.sources import Dataset, Example, Source
+from ophjax.data.sources import Dataset, Example, Source, size_of
 from ophjax.errors import InputError, as_command, parse_options
 
 PROBLEMS = 3
 """Exit code where some examples could not be read; all others were."""
-AHEAD = 64
-"""Examples read at a time, by threads."""
+AHEAD, AHEAD_BYTES = 64, 1 << 29
+"""Examples read at a time, by threads: so many, of large ones (volumes) as many as these bytes hold, but always one."""
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, Any]:
@@ -71,10 +71,11 @@ def read(split: str, source: Source, first: int, problems: list[tuple[str, str, 
         except InputError as error:
             return error
 
+    ahead = max(1, min(AHEAD, AHEAD_BYTES // max(size_of(source), 1)))
     bar = tqdm(total=len(source), initial=first, desc=split, unit="example", disable=not sys.stderr.isatty())
     with ThreadPoolExecutor() as pool, bar:
-        for start in range(first, len(source), AHEAD):
-            positions = range(start, min(start + AHEAD, len(source)))
+        for start in range(first, len(source), ahead):
+            positions = range(start, min(start + ahead, len(source)))
             for position, found in zip(positions, pool.map(attempt, positions), strict=True):
                 bar.update()
                 if isinstance(found, InputError):

@@ -3,8 +3,9 @@
 XLA lowers several convolutions badly on CPUs: depthwise ones, transposed ones, 1x1, those on maps of a few positions,
 kernel gradients with few output channels, those batched over kernels, and all gradients inside loops. The functions
 here compute what ``lax.conv_general_dilated`` computes, to rounding, and choose at trace time by
-``jax.default_backend()`` and by shape. On GPUs and TPUs, and everywhere under ``with as_lax(True)``, they are ``lax``'s
-own. Under ``with for_all_platforms(True)`` a program gets both and chooses where it runs.
+``jax.default_backend()`` and by shape. On GPUs and TPUs they are ``lax``'s own, but for those that double a map or take
+a doubled one; under ``with as_lax(True)`` all are, everywhere. Under ``with for_all_platforms(True)`` a program gets both
+and chooses where it runs.
 
 On CPUs most convolutions carry their own gradient: reverse mode (``grad``, ``vjp``, ``jacrev``) works, forward mode
 (``jvp``, ``jacfwd``) does not.
@@ -80,11 +81,18 @@ def _conv2d_on_cpu(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -
     return _conv(x, kernel, stride, padding)
 
 
-def depthwise2d(x: Float[Array, "b h w c"], kernel: Float[Array, "k k 1 c"]) -> Float[Array, "b h w c"]:
-    """Convolves every channel with its own odd square kernel, stride 1, size kept by zero padding."""
+def depthwise2d(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "k k 1 c"], *, stride: int = 1
+) -> Float[Array, "b i j c"]:
+    """Convolves every channel with its own odd square kernel, padded with zeros so that stride 1 keeps the size."""
     channels = kernel.shape[3]
     padding = (kernel.shape[0] - 1) // 2
-    return _choose(_depthwise, lambda x, kernel: _lax_conv(x, kernel, 1, padding, groups=channels), x, kernel)
+    return _choose(
+        lambda x, kernel: _depthwise(x, kernel, stride),
+        lambda x, kernel: _lax_conv(x, kernel, stride, padding, groups=channels),
+        x,
+        kernel,
+    )
 
 
 def conv_each(x: Float[Array, "b h w c"], kernels: Float[Array, "b k k c d"]) -> Float[Array, "b h w d"]:
@@ -326,33 +334,36 @@ def _kernel_gradient(x: jax.Array, g: jax.Array, size: int, stride: int, padding
     return y.transpose(1, 2, 0, 3)
 
 
-@jax.custom_vjp
-def _depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _depthwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     taps = kernel[:, :, None, None]  # [k, k, 1, 1, 1, c]
-    return sum((tap * taps[i, j] for i, j, tap in _taps(x, kernel.shape[0])), start=jnp.zeros((), x.dtype))
+    return sum((tap * taps[i, j] for i, j, tap in _taps(x, kernel.shape[0], stride)), start=jnp.zeros((), x.dtype))
 
 
-def _depthwise_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _depthwise_forward(x: jax.Array, kernel: jax.Array, stride: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     # Derived by JAX, each tap's product would keep its weights as large as the images.
-    return _depthwise(x, kernel), (x, kernel)
+    return _depthwise(x, kernel, stride), (x, kernel)
 
 
-def _depthwise_backward(residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _depthwise_backward(
+    stride: int, residuals: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
-    of_kernel = jnp.stack([(tap * g).sum((0, 1, 2)) for _, _, tap in _taps(x, kernel.shape[0])])
-    return _depthwise(g, kernel[::-1, ::-1]), of_kernel.reshape(kernel.shape)
+    of_kernel = jnp.stack([(tap * g).sum((0, 1, 2)) for _, _, tap in _taps(x, kernel.shape[0], stride)])
+    apart = g if stride == 1 else jnp.zeros(x.shape, g.dtype).at[:, ::stride, ::stride].set(g)
+    return _depthwise(apart, kernel[::-1, ::-1], 1), of_kernel.reshape(kernel.shape)
 
 
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
-def _taps(x: jax.Array, size: int) -> Iterator[tuple[int, int, jax.Array]]:
-    """Yields what each tap (i, j) of an odd kernel meets where the size is kept."""
-    height, width = x.shape[1:3]
+def _taps(x: jax.Array, size: int, stride: int) -> Iterator[tuple[int, int, jax.Array]]:
+    """Yields what each tap (i, j) of an odd kernel meets at every ``stride``-th position."""
+    height, width = (-(-n // stride) for n in x.shape[1:3])
     padded = _pad(x, (size - 1) // 2)
     for i in range(size):
         for j in range(size):
-            yield i, j, padded[:, i : i + height, j : j + width]
+            yield i, j, _tap(padded, i, j, height, width, stride)
 
 
 def _pad(x: jax.Array, padding: int) -> jax.Array:

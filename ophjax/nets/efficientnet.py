@@ -70,7 +70,7 @@ class InvertedBottleneck(nn.Module):
         if self.expand != 1:
             y = nn.silu(normed(point(y, inner, "expand"), "expand_norm"))
         kernel = self.param("depthwise", _kaiming, (self.size, self.size, 1, inner), self.param_dtype)
-        y = depthwise2d(y.astype(self.dtype), kernel.astype(self.dtype))[:, :: self.stride, :: self.stride]
+        y = depthwise2d(y.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride)
         y = nn.silu(normed(y, "depthwise_norm"))
         gate = nn.silu(point(y.mean((1, 2), keepdims=True), max(channels // 4, 1), "squeeze", use_bias=True))
         y = y * nn.sigmoid(point(gate, inner, "excite", use_bias=True))

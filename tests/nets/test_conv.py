@@ -105,10 +105,14 @@ def test_padding_is_explicit(padding: int) -> None:
     assert_equal(lambda x, k: conv.conv2d(x, k, padding=padding), lambda x, k: reference(x, k, 1, padding), x, kernel)
 
 
-@pytest.mark.parametrize("size", [3, 5])
-def test_depthwise_equals_lax(size: int) -> None:
+@pytest.mark.parametrize(("size", "stride"), [(3, 1), (5, 1), (3, 2), (5, 3)])
+def test_depthwise_equals_lax(size: int, stride: int) -> None:
     x, kernel = normal(0, 2, 7, 6, 5), normal(1, size, size, 1, 5)
-    assert_equal(conv.depthwise2d, lambda x, k: reference(x, k, 1, size // 2, groups=5), x, kernel)
+
+    def ours(x: jax.Array, k: jax.Array) -> jax.Array:
+        return conv.depthwise2d(x, k, stride=stride)
+
+    assert_equal(ours, lambda x, k: reference(x, k, stride, size // 2, groups=5), x, kernel)
 
 
 @pytest.mark.parametrize("size", [1, 3])
