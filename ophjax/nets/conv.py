@@ -4,7 +4,7 @@ XLA lowers several convolutions badly on CPUs: depthwise ones, transposed ones, 
 kernel gradients with few output channels, those batched over kernels, and all gradients inside loops. The functions
 here compute what ``lax.conv_general_dilated`` computes, to rounding, and choose at trace time by
 ``jax.default_backend()`` and by shape. On GPUs and TPUs they are ``lax``'s own, but for those that double a map or take
-a doubled one; under ``with as_lax(True)`` all are, everywhere. Under ``with for_all_platforms(True)`` a program gets both
+a doubled one; under ``with as_lax(True)`` all are. Under ``with for_all_platforms(True)`` a program gets both
 and chooses where it runs.
 
 On CPUs most convolutions carry their own gradient: reverse mode (``grad``, ``vjp``, ``jacrev``) works, forward mode
