@@ -191,14 +191,15 @@ class Eyes:
 
 
 def new_examples(
-    config: Config, path: Path, needed: Collection[str] = ("volume",)
+    config: Config, path: Path, needed: Collection[str] = ("volume",), *, outside: Path | None = None
 ) -> dict[str, tuple[Path, Callable[[], Example]]]:
     """New eyes in GAMMA's layout, scaled as the drawn ones: see ``builders.gamma.new_examples``."""
     from ophjax.data.builders import gamma
 
     return gamma.new_examples(
-        gamma.Config(size=config.size, frame="whole", slices=config.slices, oct_size=config.oct_size), path, needed
-    )
+        gamma.Config(size=config.size, frame="whole", slices=config.slices, oct_size=config.oct_size), path, needed,
+        outside=outside,
+    )  # fmt: skip
 
 
 def make(config: Config) -> Dataset:

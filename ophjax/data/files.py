@@ -6,7 +6,7 @@ import csv
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -134,9 +134,8 @@ class FileSource:
             other = images.image_size(mask)
             if abs(other[0] - width) > self._slack * width or abs(other[1] - height) > self._slack * height:
                 raise InputError(
-                    f"Image {record.image} is {width} x {height} pixels, but its mask {mask} is "
-                    f"{other[0]} x {other[1]}. Both must show the same frame: correct one of "
-                    "the files or remove the mask."
+                    f"Image {record.image} is {width} x {height} pixels, but its mask {mask} is {other[0]} x {other[1]}. "
+                    "Both must show the same frame: correct one of the files or remove the mask."
                 )
         return width * height
 
@@ -149,6 +148,14 @@ def folder_at(root: str) -> Path:
     if not path.is_dir():
         raise InputError(f"There is no folder {path}. Give the path of the data set with --data.root.")
     return path
+
+
+def inside(folder: Path, given: str, table: Path) -> Path:
+    """Joins a path out of a table to its folder; InputError where it is empty, absolute or would leave the folder."""
+    path = PurePosixPath(given.replace("\\", "/"))
+    if not given or path.is_absolute() or ".." in path.parts:
+        raise InputError(f"{table} names the image {given!r}. Give paths of files under {folder}.")
+    return folder / given
 
 
 def list_images(folder: Path) -> dict[str, Path]:
@@ -194,9 +201,9 @@ def pair_masks(pictures: dict[str, Path], masks: dict[str, Path], *, suffix: str
         else:
             pairs[name] = path
     if lonely:
+        also = f", or with {suffix!r} behind." if suffix else "."
         raise InputError(
-            f"{len(lonely)} mask(s) have no image of the same name: {some(lonely)}. A mask is called "
-            "as its image" + (f", or with {suffix!r} behind." if suffix else ".")
+            f"{len(lonely)} mask(s) have no image of the same name: {some(lonely)}. A mask is called as its image{also}"
         )
     return pairs
 
@@ -326,10 +333,8 @@ def assemble(
         )
     masked = [i for i in parts["train"] if records[i].mask is not None]
     if not masked:
-        raise InputError(
-            f"None of the {len(parts['train'])} training images of data set {name!r} has a mask, so that "
-            "there is nothing to train the segmentation on. Add masks."
-        )
+        raise InputError(f"None of the {len(parts['train'])} training images of data set {name!r} has a mask, so that there "
+                         "is nothing to train the segmentation on. Add masks.")  # fmt: skip
     files = FileSource(records, size=config.size, code=code, crop=crop, slack=slack)
     source = Cached(files)
     decode_first(source, files.pixels)
@@ -387,8 +392,7 @@ def decode_first(source: Source, pixels: Sequence[int]) -> None:
 def _need_classes(what: str, records: Sequence[Record], classes: Sequence[str]) -> None:
     counts = Counter(record.label for record in records)
     if len(counts) < 2:
-        (only,) = counts
         raise InputError(
-            f"{what} has {len(records)} example(s), all of class {classes[only]!r}. At least two classes are "
+            f"{what} has {len(records)} example(s), all of class {classes[records[0].label]!r}. At least two classes are "
             "needed to train and to score a diagnosis: check the labels and the split."
         )

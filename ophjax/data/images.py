@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -31,6 +31,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 """Pillow's names of what is decoded, whatever the suffix says; of its others some start programs (EPS: Ghostscript)."""
 
 ORIENTATION = 0x0112  # the EXIF tag; from 5 on width and height are exchanged
+_WIDTH, _HEIGHT, _SUBFILE, _LARGEST = 0x0100, 0x0101, 0x00FE, 0x0119  # tags of TIFF; the last is MaxSampleValue
 
 
 class Encoded(Protocol):
@@ -115,23 +116,23 @@ def image_size(path: Encoded) -> tuple[int, int]:
         return dicom.size(path)
     with _opened(path) as image:
         width, height = image.size
-        # For PNG, getexif would decode the whole file unless the tag stands before the pixels.
-        turned = image.format != "PNG" or "exif" in image.info
-        if turned and image.getexif().get(ORIENTATION, 1) >= 5:
-            width, height = height, width
-    return width, height
+        if image.format == "TIFF":  # of which Pillow gives the size as stored (11) or as displayed (13)
+            width, height = int(image.tag_v2[_WIDTH]), int(image.tag_v2[_HEIGHT])
+        return (height, width) if _is_turned(image) else (width, height)
 
 
 def read_image(path: Encoded, size: int | tuple[int, int], box: Box = WHOLE) -> UInt8[np.ndarray, "h w 3"]:
     """Decodes an image to RGB of 8 bits and stretches it, or what lies in ``box``, to a square or to (width, height).
 
-    Grey is repeated over the channels, palettes are looked up, transparency is dropped, 16 bits are scaled
-    to 8 over their full range, EXIF orientation is applied. The resize is antialiased bilinear. It stretches
-    rather than pads, as the authors' loaders do: mask and image are stretched
-    alike, and no border has to be ignored by losses and scores.
+    Grey is repeated over the channels, palettes are looked up, transparency is dropped, EXIF orientation is applied.
+    Grey of 16 bits is scaled to 8 over its full range, so that 10 to 14 bits stored in 16 come out dark; of a TIFF
+    whose MaxSampleValue fits its pixels, over the bits which that value fills. The resize is antialiased bilinear. It
+    stretches rather than pads, as the authors' loaders do: mask and image are stretched alike, and no border has to be
+    ignored by losses and scores.
 
     Raises:
-      InputError: where the file is missing, is no image, is damaged or has more than 100 megapixels.
+      InputError: where the file is missing, is no image, is damaged, has several pages or frames (smaller copies in
+        the file do not count), or more than 100 megapixels.
     """
     from PIL import Image
 
@@ -154,14 +155,26 @@ def read_whole(path: Encoded) -> UInt8[np.ndarray, "h w 3"]:
         return np.asarray(_to_rgb(path, image))
 
 
-def read_codes(path: Path) -> UInt8[np.ndarray, "h w"]:
-    """Decodes the pixel values of a mask file: grey values, palette indices, or 0/1 for one bit a pixel.
+def read_codes(path: Path, known: Collection[int] = ()) -> UInt8[np.ndarray, "h w"]:
+    """Decodes the pixel values of a mask file: grey values, or 0/1 for one bit a pixel. EXIF orientation is applied.
+
+    A palette of greys is looked up, since programs put white before black as they like; one of colours, or of greys
+    that would not tell the values apart, is passed over: the indices are the values.
+
+    Args:
+      path: the file.
+      known: pixel values that the mask may have. A palette of other greys is passed over where the indices are known.
 
     Raises:
       InputError: as ``read_image``, or where the file is a colour picture or has values above 255.
     """
+    from PIL import ImageOps
+
     with _opened(path) as image:
+        image = ImageOps.exif_transpose(image)
         mode, values = image.mode, np.asarray(image)
+        if mode == "P":
+            values = _look_up(values, np.array(image.getpalette(), np.uint8).reshape(-1, 3), set(known))
     if values.ndim == 3:
         colours = values[..., :1] if mode == "LA" else values[..., :3]
         if mode not in ("LA", "RGB", "RGBA") or (colours != colours[..., :1]).any():
@@ -176,13 +189,15 @@ def read_codes(path: Path) -> UInt8[np.ndarray, "h w"]:
 
 
 def read_colours(path: Path) -> UInt8[np.ndarray, "h w 3"]:
-    """Decodes a mask file whose classes are colours; transparency is dropped.
+    """Decodes a mask file whose classes are colours; transparency is dropped, EXIF orientation is applied.
 
     Raises:
-      InputError: where the file is missing, is no image, is damaged or has more than 100 megapixels.
+      InputError: as ``read_image``.
     """
+    from PIL import ImageOps
+
     with _opened(path) as image:
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 def check_codes(path: Path, values: UInt8[np.ndarray, "h w"], code: MaskCode) -> None:
@@ -217,7 +232,8 @@ def read_regions(paths: Sequence[Path], code: MaskCode) -> list[UInt8[np.ndarray
     Raises:
       InputError: as ``read_codes``, or where a file holds values that the code does not know.
     """
-    drawn = [read_codes(path) for path in paths]
+    known = {*code.background, *(value for values in code.regions.values() for value in values)}
+    drawn = [read_codes(path, known) for path in paths]
     for path, values in zip(paths, drawn, strict=True):
         check_codes(path, values, code)
     regions = []
@@ -277,10 +293,16 @@ def _opened(path: Encoded) -> Iterator[Any]:
         if isinstance(path, Path) and path.suffix.lower() == dicom.SUFFIX:
             yield Image.fromarray(dicom.picture(path, most=MAX_PIXELS))
             return
-        with Image.open(path if isinstance(path, Path) else io.BytesIO(path.read_bytes()), formats=FORMATS) as image:
+        # Not by name: Pillow 13 maps uncompressed files into memory, and lays out turned ones wrongly.
+        stream = path.open("rb") if isinstance(path, Path) else io.BytesIO(path.read_bytes())
+        with stream, Image.open(stream, formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise Image.DecompressionBombError
+            if getattr(image, "is_animated", False) and _has_pages(image):
+                raise InputError(
+                    f"{path} holds several pages or frames; one picture is expected. Save each as a file of its own."
+                )
             yield image
     except InputError:
         raise
@@ -298,18 +320,61 @@ def _opened(path: Encoded) -> Iterator[Any]:
         ) from error
 
 
+def _is_turned(image: Any) -> bool:
+    """Tells whether width and height are exchanged for display. Of a PNG, only one that has such a tag is decoded."""
+    if image.format == "PNG" and "exif" not in image.info:
+        place, end = image.fp.tell(), image.fp.seek(0, io.SEEK_END)
+        image.fp.seek(max(end - (1 << 16), 0))  # the tag may stand behind the pixels
+        text = str(image.info).encode() + image.fp.read()
+        image.fp.seek(place)
+        if not any(tag in text for tag in (b"eXIf", b"Raw profile type exif", b"tiff:Orientation")):
+            return False
+    return bool(image.getexif().get(ORIENTATION, 1) >= 5)
+
+
+def _has_pages(image: Any) -> bool:
+    """Tells pages and frames from what a file may hold beside its picture: previews in MPO, and in TIFF copies of less
+    resolution and masks of transparency (bits 1 and 4 of NewSubfileType)."""
+    if image.format == "TIFF":
+        for page in range(1, image.n_frames):
+            image.seek(page)
+            if not image.tag_v2.get(_SUBFILE, 0) & 5:
+                return True
+        image.seek(0)
+        return False
+    return bool(image.format != "MPO")
+
+
+def _look_up(indices: np.ndarray, palette: np.ndarray, known: set[int]) -> np.ndarray:
+    used = np.flatnonzero(np.bincount(indices.ravel(), minlength=256))
+    if used[-1] >= len(palette):
+        return indices
+    levels, grey = palette[:, 0], (palette == palette[:, :1]).all(1)
+    # A single value says little: the white ground of a palette of colours is no grey level.
+    distinct = len(np.unique(levels[used])) == len(used)
+    if not distinct or not (grey.all() or (len(used) > 1 and grey[used].all())):
+        return indices
+    by_index = known.issuperset(used.tolist()) and not known.issuperset(levels[used].tolist())
+    return indices if by_index else levels[indices]
+
+
 def _to_rgb(path: Encoded, image: Any) -> Any:
     from PIL import Image, ImageOps
 
+    largest = image.tag_v2.get(_LARGEST) if image.format == "TIFF" else None
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
-        image = Image.fromarray(_to_bytes(path, np.asarray(image)))
+        image = Image.fromarray(_to_bytes(path, np.asarray(image), largest))
     if "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")
 
 
-def _to_bytes(path: Encoded, values: np.ndarray) -> np.ndarray:
+def _to_bytes(path: Encoded, values: np.ndarray, largest: Any = None) -> np.ndarray:
     if values.dtype.kind not in "ui" or values.min() < 0 or values.max() > 65535:
         raise InputError(f"Image {path} is neither of 8 nor of 16 bits. Save it as one of these.")
-    return ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    top = 65535
+    largest = largest[0] if isinstance(largest, tuple) and len(largest) == 1 else largest
+    if isinstance(largest, int) and values.max() <= largest < top:
+        top = (1 << max(largest.bit_length(), 8)) - 1
+    return ((values.astype(np.uint32) * 255 + top // 2) // top).astype(np.uint8)

@@ -1,12 +1,13 @@
 """New images for a trained network, read as its data set reads its own: same stretch, same frame, same grey window.
 
-A data set whose images are more than one picture file says by ``new_examples(config, path, needed)`` what it takes
-({name: (picture, function that reads the example)}), and one whose volumes have a window of their own by
+A data set whose images are more than one picture file says by ``new_examples(config, path, needed, outside=...)`` what
+it takes ({name: (picture, function that reads the example)}), and one whose volumes have a window of their own by
 ``grey_volume(path)`` how it maps them to bytes.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -49,8 +50,8 @@ def list_inputs(path: Path, *, series: bool = False, outside: Path | None = None
     """Lists the images of a folder and those below it, or one file, by a unique name.
 
     Other files, hidden ones and links that lead out of the folder are passed over. A name is the path inside the folder
-    without suffix, or with it where two files differ in nothing else; the folder's own name goes before it where the
-    folder itself is a series.
+    without suffix, or with it where another file would have that name or has it in full; the folder's own name goes
+    before it where the folder itself is a series.
 
     Args:
       path: a file or a folder.
@@ -79,10 +80,8 @@ def list_inputs(path: Path, *, series: bool = False, outside: Path | None = None
         raise InputError(f"The folder {path} holds no images ({suffixes}). Give another one: --input.")
     top = Path(home.name if path in found else "")  # a series that lies in the folder itself has that folder's name
     names = [(top / file.relative_to(path)).as_posix() for file in found]
-    stems = [_stem(name) for name in names]
-    return {
-        stem if stems.count(stem) == 1 else name: file for name, stem, file in zip(names, stems, found, strict=True)
-    }
+    taken = Counter(used for name in names for used in {name, _stem(name)})
+    return {_stem(name) if taken[_stem(name)] == 1 else name: file for name, file in zip(names, found, strict=True)}
 
 
 def readers(
@@ -102,7 +101,7 @@ def readers(
         volumes, whose grey window one slice does not tell; the functions raise it for what they read.
     """
     if hasattr(module, "new_examples"):
-        found = module.new_examples(config, path, needed)
+        found = module.new_examples(config, path, needed, outside=outside)
         return {name: (file, _picked(name, file, read)) for name, (file, read) in found.items()}
     to_grey = getattr(module, "grey_volume", None)
     if to_grey is not None and path.is_file() and path.suffix.lower() == dicom.SUFFIX:

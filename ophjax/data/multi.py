@@ -19,8 +19,9 @@ class Config(shift.Config):
     Masks carry the name of their image, or that name and then _mask; images may lack one, and a domain may lack all of
     them. labels.csv has the columns image (file name, with or without extension) and label, and if you like patient and
     split (train, val, test). A target may do without labels: leave the file out, or the label empty or -1. Labels that
-    a target has are used to score, never to train. Images may be of any size, grey or in colour: all become RGB squares
-    of one size.
+    a target has are used to score, never to train. Patients are told apart within a domain: one of the same name in
+    another is taken for somebody else (``table`` knows them over all). Images may be of any size, grey or in colour:
+    all become RGB squares of one size.
     """
 
     root: str = ""

@@ -175,6 +175,8 @@ def as_given(
     *,
     regions: tuple[str, ...] = (),
     classes: tuple[str, ...] = (),
+    groups: Sequence[str] | None = None,
+    remark: str = "",
 ) -> Dataset:
     """Takes the parts of a set as they are given; what is missing of val and test is drawn from train by seed.
 
@@ -183,25 +185,28 @@ def as_given(
       parts: the source of each part (train, val, test) with its labels, which are equal where there are none.
       config: fractions and seed of the draw; None where all parts are given.
       regions, classes: of the data set.
+      groups: of each training example (patients, lesions), kept whole where parts are drawn.
+      remark: added to the note where parts are drawn.
     """
     source, labels = parts["train"]
     missing = [part for part in ("val", "test") if part not in parts]
     kept: Source = Cached(source)
     splits: dict[str, Source] = {part: Cached(other) for part, (other, _) in parts.items() if part != "train"}
-    how = "as given"
+    how = "as given."
     if missing and config is not None:
         shares = {"val": config.val_fraction, "test": config.test_fraction}
         drawn = [shares[part] for part in missing]
-        chosen = split(labels, source.names, fractions=[1 - sum(drawn), *drawn], seed=config.split_seed)
+        chosen = split(labels, groups or source.names, fractions=[1 - sum(drawn), *drawn], seed=config.split_seed)
         splits |= {part: Subset(kept, rows) for part, rows in zip(missing, chosen[1:], strict=True)}
         kept = Subset(kept, chosen[0])
-        how = f"{' and '.join(missing)} drawn by seed {config.split_seed}"
+        how = f"{' and '.join(missing)} drawn by seed {config.split_seed}" + (", groups kept whole" if groups else "")
+        how += f". {remark}" if remark else "."
     splits = {"train": kept, **splits}
     if regions:
         splits["masks"] = splits["train"]
     _look(splits)
     sizes = ", ".join(f"{len(splits[part])} {part}" for part in ("train", "val", "test"))
-    return Dataset(name, regions, classes, splits, f"{sizes}; {how}.")
+    return Dataset(name, regions, classes, splits, f"{sizes}; {how}")
 
 
 def _look(splits: Mapping[str, Source]) -> None:

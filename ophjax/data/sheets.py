@@ -11,8 +11,10 @@ from xml.etree import ElementTree
 from ophjax.data import files, images
 from ophjax.errors import InputError
 
-LARGEST = 50_000_000
-"""Bytes of a part of an xlsx file that are unpacked at most."""
+LARGEST = 5_000_000
+"""Bytes of a part of an xlsx file that are unpacked at most; parsed, they may take forty times as much."""
+CELLS = 1_000_000
+"""Cells of a sheet that are read at most; those before a cell that names its column count, written or not."""
 
 _MAIN = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
 _RELATED = "{http://schemas.openxmlformats.org/officeDocument/2006/relationships}id"
@@ -128,6 +130,8 @@ def _read_xlsx(path: Path) -> list[list[str]]:
                 text = archive.read(info)
                 if b"<!DOCTYPE" in text or b"<!ENTITY" in text:
                     raise ValueError(f"{name} declares entities")
+                if b"\0" in text:  # UTF-16, which would hide them
+                    raise ValueError(f"{name} is not UTF-8")
                 return ElementTree.fromstring(text)
 
             sheet = part("xl/workbook.xml").find(f"{_MAIN}sheets/{_MAIN}sheet")
@@ -141,7 +145,14 @@ def _read_xlsx(path: Path) -> list[list[str]]:
                     "".join(t.text or "" for t in item.iter(f"{_MAIN}t")) for item in part("xl/sharedStrings.xml")
                 ]
             cells = part(target.removeprefix("/") if target.startswith("/") else f"xl/{target}")
-            return [_row(row, strings) for row in cells.iter(f"{_MAIN}row")]
+            rows: list[list[str]] = []
+            left = CELLS
+            for row in cells.iter(f"{_MAIN}row"):
+                rows.append(_row(row, strings))
+                left -= len(rows[-1])
+                if left < 0:
+                    raise ValueError(f"it has more than {CELLS} cells")
+            return rows
     except Exception as error:  # a damaged file makes zipfile, zlib and the parser raise nearly anything
         said = " ".join(str(error).split())[:300]
         raise InputError(f"The table {path} cannot be read as xlsx ({said}). Save it as CSV.") from error
@@ -149,12 +160,12 @@ def _read_xlsx(path: Path) -> list[list[str]]:
 
 def _row(row: ElementTree.Element, strings: Sequence[str]) -> list[str]:
     found: list[str] = []
-    for cell in row.iter(f"{_MAIN}c"):
-        letters = re.sub(r"[0-9]", "", cell.get("r", ""))
+    for cell in row.findall(f"{_MAIN}c"):
+        letters = cell.get("r", "").rstrip("0123456789")
         column = len(found)
         if letters:
             column = 0
-            for letter in letters:
+            for letter in letters[:4]:  # of a sheet's columns, none has more than three
                 column = 26 * column + ord(letter) - ord("A") + 1
             column -= 1
         if column > 1000:

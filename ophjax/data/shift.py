@@ -18,7 +18,7 @@ from ophjax.data import files, images, look
 from ophjax.data.files import FileSource, Record, some
 from ophjax.data.images import MaskCode
 from ophjax.data.sources import Cached, Dataset, Example, Joined, Source, Subset, Unlabelled
-from ophjax.data.split import split
+from ophjax.data.split import check_given, split
 from ophjax.errors import InputError, unknown
 
 CACHE_BYTES = 1 << 30
@@ -52,7 +52,7 @@ class Domain(NamedTuple):
       name: of the domain.
       source: the examples, of the same entries in all domains of a data set.
       labels: class of each, -1 where it is not known.
-      groups: patient of each, who stays in one split.
+      groups: patient of each, who stays in one split; see ``assemble``.
       parts: ``train``, ``val`` or ``test``, empty where it is to be drawn.
       masked: whether each has a mask.
       pixels: of each file, where reading one may fail: so many are read at once that small sets are checked whole.
@@ -170,13 +170,15 @@ def assemble(
     config: Config,
     regions: Sequence[str] = (),
     classes: Sequence[str] = (),
+    shared: bool = False,
 ) -> Dataset:
     """Builds the data set out of its domains: checks, splits, reading with a cache.
 
     Where a domain says its split, it is kept; a split that it does not give is drawn by seed, stratified by label,
-    patients kept whole. Where there are classes, ``val`` and ``test`` hold the labelled images of all domains, a
-    target's images without label being in ``domains`` only; else they hold all images with masks. A target of which
-    nothing can be scored keeps its number among the domains.
+    patients kept whole: within a domain, or where they are ``shared`` over all domains. Where there are classes,
+    ``val`` and ``test`` hold the labelled images of all domains, a target's images without label being in ``domains``
+    only; else they hold all images with masks. A target of which nothing can be scored keeps its number among the
+    domains.
 
     Returns:
       A data set with the splits ``train``, ``val``, ``test``; ``masks`` where there are regions; ``domains`` where
@@ -199,7 +201,7 @@ def assemble(
             f"The source {source.name!r} has no masks, but {some(one.name for one in targets if any(one.masked))} has. "
             "Segmentation is learned from the source alone: add its masks, name another domain first, or remove masks."
         )
-    parts = [_place(domain, config, classes, target=domain is not source) for domain in domains]
+    parts = _place(domains, config, classes, shared=shared)
     for domain, placed in zip(domains, parts, strict=True):
         _check_parts(domain, placed, classes, target=domain is not source)
     reading: list[Source] = [
@@ -226,7 +228,7 @@ def assemble(
         tuple(regions),
         tuple(classes),
         splits,
-        _describe(domains, parts, config, bool(classes)),
+        _describe(domains, parts, config, bool(classes), shared),
         tuple(domain.name for domain in domains),
     )
 
@@ -247,45 +249,81 @@ def _check_labels(source: Domain, targets: Sequence[Domain], classes: Sequence[s
             )
 
 
-def _place(domain: Domain, config: Config, classes: Sequence[str], *, target: bool) -> dict[str, list[int]]:
-    """Says which examples are in which split."""
-    homes: dict[str, str] = {}
-    for group, part in zip(domain.groups, domain.parts, strict=True):
-        if part and homes.setdefault(group, part) != part:
-            raise InputError(
-                f"Patient {group!r} of domain {domain.name!r} has images in the {homes[group]} and in the {part} "
-                "split. Put all images of a patient into one split."
-            )
-    scored = [label >= 0 for label in domain.labels] if classes else list(domain.masked)
-    fractions = {"val": config.val_fraction, "test": config.test_fraction}
-    drawn = {part: share for part, share in fractions.items() if part not in domain.parts}
-    pool = [i for i, group in enumerate(domain.groups) if scored[i] and homes.get(group, "train") == "train"]
-    patients = {domain.groups[i] for i in pool}
-    if drawn and pool:
-        shares = {"train": 1 - sum(drawn.values())} | drawn
-        if target and not classes and len(drawn) == 2:
-            shares = {"val": config.val_fraction, "test": 1 - config.val_fraction}
-            shares = shares if len(patients) > 1 else {"test": 1.0}
-        if not classes and len(patients) < len(shares):
-            raise InputError(
-                f"Domain {domain.name!r} has images with masks of only {len(patients)} patient(s), but they must be "
-                f"divided into {len(shares)} parts ({', '.join(shares)}). Add images, or name another domain first."
-            )
-        labels = np.array([classes[domain.labels[i]] if classes else "" for i in pool])
-        groups = [domain.groups[i] for i in pool]
-        try:
-            chosen = split(labels, groups, fractions=list(shares.values()), seed=config.split_seed)
-        except InputError as error:
-            raise InputError(f"Domain {domain.name!r} cannot be divided. {error}") from error
-        for part, positions in zip(shares, chosen, strict=True):
-            homes |= {groups[position]: part for position in positions}
-    placed: dict[str, list[int]] = {part: [] for part in files.PARTS}
-    for i, group in enumerate(domain.groups):
-        part = homes.get(group, "train")
-        # What has no truth can be scored nowhere, and without classes it teaches nothing either.
-        if scored[i] or (part == "train" and classes):
-            placed[part].append(i)
+def _place(
+    domains: Sequence[Domain], config: Config, classes: Sequence[str], *, shared: bool
+) -> list[dict[str, list[int]]]:
+    """Says which examples of each domain are in which split."""
+    placed = []
+    for same in [domains] if shared else [[domain] for domain in domains]:
+        check_given((one.name, *pair) for one in same for pair in zip(one.groups, one.parts, strict=True))
+        homes: dict[str, str] = {}
+        for domain in same:
+            homes |= _draw(domain, same, homes, config, classes, target=domain is not domains[0])
+        for domain in same:
+            parts: dict[str, list[int]] = {part: [] for part in files.PARTS}
+            for i, (group, scored) in enumerate(zip(domain.groups, _scored(domain, classes), strict=True)):
+                part = homes.get(group, "train")
+                # What has no truth can be scored nowhere, and without classes it teaches nothing either.
+                if scored or (part == "train" and classes):
+                    parts[part].append(i)
+            placed.append(parts)
     return placed
+
+
+def _scored(domain: Domain, classes: Sequence[str]) -> list[bool]:
+    return [label >= 0 for label in domain.labels] if classes else list(domain.masked)
+
+
+def _drawn(domain: Domain) -> list[str]:
+    return [part for part in ("val", "test") if part not in domain.parts]
+
+
+def _draw(
+    domain: Domain,
+    same: Sequence[Domain],
+    homes: dict[str, str],
+    config: Config,
+    classes: Sequence[str],
+    *,
+    target: bool,
+) -> dict[str, str]:
+    """Says in which split a domain's patients are, as far as it is given or can be drawn.
+
+    ``same`` are all domains of the same patients, this one too, and ``homes`` those of them who are drawn already.
+    """
+    drawn, own = _drawn(domain), set(domain.groups)
+    given: dict[str, str] = {}
+    for other in same:
+        # Who is given for training may be drawn where that domain lacks the same splits.
+        free = ("", "train") if set(drawn) <= set(_drawn(other)) else ("",)
+        given |= {group: part for group, part in zip(other.groups, other.parts, strict=True) if part not in free}
+    settled = {group: part for group, part in (given | homes).items() if group in own}
+    fractions = {"val": config.val_fraction, "test": config.test_fraction}
+    shares = {"train": 1 - sum(fractions[part] for part in drawn)} | {part: fractions[part] for part in drawn}
+    spare = target and not classes and len(drawn) == 2
+    if spare:
+        shares = {"val": config.val_fraction, "test": 1 - config.val_fraction}
+    scored = _scored(domain, classes)
+    pool = [i for i, group in enumerate(domain.groups) if scored[i] and settled.get(group) in (None, *shares)]
+    groups = [domain.groups[i] for i in pool]
+    patients = set(groups)
+    if not drawn or patients <= settled.keys():
+        return settled
+    if spare and len(patients) == 1:
+        shares = {"test": 1.0}
+    if not classes and len(patients) < len(shares):
+        raise InputError(
+            f"Domain {domain.name!r} has images with masks of only {len(patients)} patient(s), but they must be "
+            f"divided into {len(shares)} parts ({', '.join(shares)}). Add images, or name another domain first."
+        )
+    labels = np.array([classes[domain.labels[i]] if classes else "" for i in pool])
+    number = {part: k for k, part in enumerate(shares)}
+    known = {group: number[settled[group]] for group in patients & settled.keys()}
+    try:
+        chosen = split(labels, groups, fractions=list(shares.values()), seed=config.split_seed, settled=known)
+    except InputError as error:
+        raise InputError(f"Domain {domain.name!r} cannot be divided. {error}") from error
+    return settled | {groups[i]: part for part, rows in zip(shares, chosen, strict=True) for i in rows}
 
 
 def _check_parts(domain: Domain, placed: dict[str, list[int]], classes: Sequence[str], *, target: bool) -> None:
@@ -333,7 +371,7 @@ def _read_first(domains: Sequence[Domain], reading: Sequence[Source], regions: S
 
 
 def _describe(
-    domains: Sequence[Domain], parts: Sequence[dict[str, list[int]]], config: Config, classified: bool
+    domains: Sequence[Domain], parts: Sequence[dict[str, list[int]]], config: Config, classified: bool, shared: bool
 ) -> str:
     sizes = []
     for number, (domain, placed) in enumerate(zip(domains, parts, strict=True)):
@@ -352,5 +390,6 @@ def _describe(
     if silent:
         note += f" {some(silent)} cannot be scored: the truth is not known."
     if any(part not in domain.parts for domain in domains for part in ("val", "test")):
-        note += f" Splits that were not given are drawn by seed {config.split_seed}, patients kept whole."
+        note += f" Splits that were not given are drawn by seed {config.split_seed}, patients kept whole "
+        note += "over all domains." if shared else "within a domain."
     return note

@@ -112,6 +112,7 @@ class Unlabelled:
     def __init__(self, source: Source):
         self._source = source
         self.names = source.names
+        self.example_bytes = size_of(source)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -130,6 +131,7 @@ class Chained:
         self._parts = list(parts)
         self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
         self.names = [name for part in self._parts for name in part.names]
+        self.example_bytes = max(map(size_of, self._parts), default=0)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -173,6 +175,7 @@ class Grouped:
     def __init__(self, source: Source, groups: Sequence[Sequence[int]]):
         self._source = source
         self.names = source.names
+        self.example_bytes = size_of(source)
         self.groups = [list(group) for group in groups]
 
     def __len__(self) -> int:
@@ -183,11 +186,15 @@ class Grouped:
 
 
 class Balanced(Grouped):
-    """Another source whose classes take turns in training batches, however rare one of them is."""
+    """Another source whose classes take turns in training batches, however rare one of them is.
+
+    Examples whose class is not known (-1) are left out of these batches, unless no class is known.
+    """
 
     def __init__(self, source: Source):
         labels = np.array([int(source[i]["label"]) for i in range(len(source))])
-        super().__init__(source, [np.flatnonzero(labels == label).tolist() for label in np.unique(labels)])
+        classes = np.unique(labels[labels >= 0]) if (labels >= 0).any() else np.unique(labels)
+        super().__init__(source, [np.flatnonzero(labels == label).tolist() for label in classes])
 
 
 class Cached:

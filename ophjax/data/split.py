@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -11,7 +11,12 @@ from ophjax.errors import InputError
 
 
 def split(
-    labels: Sequence[int] | np.ndarray, groups: Sequence[str], *, fractions: Sequence[float], seed: int
+    labels: Sequence[int] | np.ndarray,
+    groups: Sequence[str],
+    *,
+    fractions: Sequence[float],
+    seed: int,
+    settled: Mapping[str, int] | None = None,
 ) -> list[np.ndarray]:
     """Splits positions into parts, the classes in equal shares and each group within one part.
 
@@ -26,6 +31,7 @@ def split(
       groups: [n] name of the group of each position.
       fractions: share of each part; positive, summing to 1.
       seed: any integer that is not negative.
+      settled: part of each group that is not to be drawn; such groups count in the shares.
 
     Returns:
       For each part a sorted int64 array of positions; together they hold each position once.
@@ -65,9 +71,10 @@ def split(
     largest = int(shares.argmax())
     lacking[largest] += totals - lacking.sum(0)
     parts: list[list[int]] = [[] for _ in shares]
-    for group in sorted(members, key=lambda name: _order(seed, name)):
+    settled = settled or {}
+    for group in sorted(members, key=lambda name: (name not in settled, _order(seed, name))):
         # Divided by the class total, so that a rare class counts as much as a common one.
-        part = int((lacking * counts[group] / totals).sum(1).argmax())
+        part = settled[group] if group in settled else int((lacking * counts[group] / totals).sum(1).argmax())
         parts[part] += members[group]
         lacking[part] -= counts[group]
     for positions in parts:
@@ -78,6 +85,23 @@ def split(
                 "fractions, or give the split yourself."
             )
     return [np.asarray(sorted(part), np.int64) for part in parts]
+
+
+def check_given(given: Iterable[tuple[str, str, str]]) -> None:
+    """Raises InputError where a patient is given to two parts.
+
+    Args:
+      given: domain, patient and part of each example; an empty part is none.
+    """
+    homes: dict[str, tuple[str, str]] = {}
+    for domain, patient, part in given:
+        first, where = homes.setdefault(patient, (part, domain)) if part else (part, domain)
+        if first != part:
+            whole = f"domain {where!r}" if where == domain else f"domains {where!r} and {domain!r}"
+            raise InputError(
+                f"Patient {patient!r} of {whole} has images in the {first} and in the {part} split. Put all images of "
+                "a patient into one split; different patients need different names."
+            )
 
 
 def _order(seed: int, name: str) -> bytes:

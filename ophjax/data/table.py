@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ophjax.data import files, shift
 from ophjax.data.files import Record, some
@@ -39,7 +39,8 @@ class Config(shift.Config):
     domain: str = "domain"
     """Column of the domains. Rows of other domains than --data.domains are left out."""
     patient: str = "patient"
-    """Column of the patients, who stay in one split; where there is no such column each image counts as one."""
+    """Column of the patients, who stay in one split over all domains, so that different ones need different names;
+    where there is no such column each image counts as one."""
     split: str = "split"
     """Column of the split (train, val, test); where there is no such column, or this is empty, splits are drawn."""
     classes: tuple[str, ...] = ()
@@ -82,7 +83,7 @@ def make(config: Config) -> Dataset:
         records = [_record(row, config, classes, table) for row in own]
         _check_files(records, table)
         domains.append(shift.domain_of(name, records, size=config.size))
-    return shift.assemble("table", domains, config=config, classes=classes)
+    return shift.assemble("table", domains, config=config, classes=classes, shared=True)
 
 
 def _record(row: dict[str, str], config: Config, classes: tuple[str, ...], table: Path) -> Record:
@@ -90,8 +91,7 @@ def _record(row: dict[str, str], config: Config, classes: tuple[str, ...], table
         path = FIELD.sub(lambda field: row[field[1].lower()], config.image)
     else:
         path = row[config.image.lower()]
-    if not path or PurePosixPath(path).is_absolute() or ".." in path.replace("\\", "/").split("/"):
-        raise InputError(f"{table} names the image {path!r}. Give paths of files under {table.parent}.")
+    image = files.inside(table.parent, path, table)
     part = row.get(config.split.lower(), "") if config.split else ""
     if part.lower() not in ("", *files.PARTS):
         raise InputError(
@@ -99,9 +99,7 @@ def _record(row: dict[str, str], config: Config, classes: tuple[str, ...], table
             "or empty. Have splits drawn with --data.split ''."
         )
     group = row.get(config.patient.lower(), "") or path
-    return Record(
-        path, table.parent / path, None, shift.class_index(row[config.label.lower()], classes), group, part.lower()
-    )
+    return Record(path, image, None, shift.class_index(row[config.label.lower()], classes), group, part.lower())
 
 
 def _check_files(records: list[Record], table: Path) -> None:

@@ -131,11 +131,11 @@ def clip_top(volume: Float32[np.ndarray, "n h w"], *, percentile: float = 99.5) 
     return window(volume, float(volume.min()), float(np.percentile(volume, percentile)))
 
 
-def read_nifti(path: Path) -> Float32[np.ndarray, "n h w"]:
-    """Reads a NIfTI file as axial slices, from the feet upwards.
+def load_nifti(path: Path, *, canonical: bool = True) -> Float32[np.ndarray, "*n"]:
+    """Reads the array of a NIfTI file, by default with its axes to the right, to the front and upwards.
 
     Raises:
-      InputError: where nibabel is not installed, the file is missing or damaged, or holds no single volume.
+      InputError: where nibabel is not installed, or the file is missing, damaged or claims more than it can hold.
     """
     nibabel = needed("nibabel")
     if not path.is_file():
@@ -144,10 +144,18 @@ def read_nifti(path: Path) -> Float32[np.ndarray, "n h w"]:
         image = nibabel.load(path)
         if math.prod(image.shape) * image.get_data_dtype().itemsize > DEFLATE * path.stat().st_size:
             raise ValueError(f"it claims the shape {image.shape}, more than the file can hold")
-        image = nibabel.as_closest_canonical(image)  # axes to the right, to the front and upwards
-        values = np.asarray(image.dataobj, np.float32)
+        return np.asarray((nibabel.as_closest_canonical(image) if canonical else image).dataobj, np.float32)
     except Exception as error:  # a damaged file makes nibabel and zlib raise nearly anything
         raise InputError(f"{path} cannot be read as NIfTI ({type(error).__name__}: {error}). Replace it.") from error
+
+
+def read_nifti(path: Path) -> Float32[np.ndarray, "n h w"]:
+    """Reads a NIfTI file as axial slices, from the feet upwards.
+
+    Raises:
+      InputError: as ``load_nifti``, or where it holds no single volume.
+    """
+    values = load_nifti(path)
     if values.ndim == 4 and values.shape[-1] == 1:
         values = values[..., 0]
     if values.ndim != 3 or not np.isfinite(values).all():

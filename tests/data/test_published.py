@@ -66,6 +66,33 @@ def test_isic_2018(tmp_path):
     fails("isic", "no single 1", root=tmp_path, edition="2018-classes")
 
 
+@pytest.mark.parametrize("folder", ["ISIC2018_Task3_Training_GroundTruth", "."])
+def test_isic_2018_keeps_lesions_whole(folder, tmp_path):
+    """84 images of 42 lesions; without the table of lesions the note says so."""
+    rows, lesions = ["image,MEL,NV,BCC,AKIEC,BKL,DF,VASC"], ["image,lesion_id,diagnosis_confirm_type"]
+    for i in range(84):
+        stem = f"ISIC_{i:07}"
+        save(tmp_path / "ISIC2018_Task3_Training_Input" / f"{stem}.jpg", colour(i))
+        rows.append(f"{stem}," + ",".join("1.0" if k == i // 2 % 7 else "0.0" for k in range(7)))
+        lesions.append(f"{stem},HAM_{i // 2:07},histopathology")
+    truth = tmp_path / "ISIC2018_Task3_Training_GroundTruth"
+    truth.mkdir()
+    (truth / f"{truth.name}.csv").write_text("\n".join(rows))
+
+    def owners():
+        data = build("isic", root=tmp_path, edition="2018-classes")
+        names_once(data)
+        return data.note, [{int(name[-7:]) // 2 for name in data.splits[p].names} for p in ("train", "val", "test")]
+
+    note, parts = owners()
+    assert "Lesions are not known" in note and sum(map(len, parts)) > 42
+    (tmp_path / folder / "ISIC2018_Task3_Training_LesionGroupings.csv").write_text("\n".join(lesions))
+    note, parts = owners()
+    assert "groups kept whole" in note and "not known" not in note and sum(map(len, parts)) == 42
+    (tmp_path / folder / "ISIC2018_Task3_Training_LesionGroupings.csv").write_text("\n".join(lesions[:-1]))
+    fails("isic", "has no lesion for 1 image", root=tmp_path, edition="2018-classes")
+
+
 def test_tn3k(tmp_path):
     for part, count in (("trainval", 10), ("test", 3)):
         for i in range(count):

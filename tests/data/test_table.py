@@ -133,11 +133,71 @@ def write_table(root, rows, header="image,label,domain,patient,split"):
     (root / "metadata.csv").write_text("\n".join([header, *rows]))
 
 
+def seen(data):
+    """The splits in which each patient of ``shared_rows`` has images."""
+    owners = {}
+    for part in ("domains", "val", "test"):
+        for name in data.splits[part].names:
+            owners.setdefault(name.split("/")[1].split("_")[0], set()).add(part)
+    return owners
+
+
+def shared_rows(root, label=lambda i, domain: str(i // 2 % 2), part=lambda i, domain: ""):
+    """Forty patients in domain a, of whom thirty are in b as well, with ten others."""
+    rows = []
+    for domain, first in (("a", 0), ("b", 10)):
+        for i in range(first, first + 40):
+            path = f"{domain}/p{i}_0.png"
+            save(root / path, np.full((20, 20, 3), i, np.uint8))
+            rows.append(f"{path},{label(i, domain)},{domain},p{i},{part(i, domain)}")
+    return rows
+
+
+@pytest.mark.parametrize("domains", [("a", "b"), ("b", "a")])
+def test_patients_of_two_domains_stay_in_one_split(tmp_path, domains):
+    write_table(tmp_path, shared_rows(tmp_path))
+    data = build("table", root=tmp_path, domains=domains)
+    owners = seen(data)
+    assert len(owners) == 50 and all(len(parts) == 1 for parts in owners.values())
+    assert "patients kept whole over all domains" in data.note
+    for part, share in (("val", 6), ("test", 10)):
+        assert all(abs(len(group) - share) <= 2 for group in data.splits[part].groups)
+
+
+def test_an_unlabelled_target_has_no_training_image_of_a_test_patient(tmp_path):
+    write_table(tmp_path, shared_rows(tmp_path, label=lambda i, domain: str(i // 2 % 2) if domain == "a" else ""))
+    owners = seen(build("table", root=tmp_path, domains=("a", "b")))
+    assert all(len(parts) == 1 for parts in owners.values())
+
+
+def test_a_split_given_in_one_domain_holds_in_the_others(tmp_path):
+    def given(i, domain):
+        return ("train", "train", "train", "train", "val", "val", "test", "test")[i % 8] if domain == "b" else ""
+
+    write_table(tmp_path, shared_rows(tmp_path, lambda i, domain: str(i % 2), given))
+    owners = seen(build("table", root=tmp_path, domains=("a", "b")))
+    assert all(len(parts) == 1 for parts in owners.values())
+    for i in range(10, 50):
+        assert owners[f"p{i}"] == {given(i, "b").replace("train", "domains")}
+    # Where the test alone is given, validation is drawn from those given for training.
+    rows = shared_rows(
+        tmp_path, lambda i, domain: str(i % 2), lambda i, _: ("train", "train", "train", "test")[i // 2 % 4]
+    )
+    write_table(tmp_path, rows)
+    data = build("table", root=tmp_path, domains=("a", "b"))
+    assert all(len(parts) == 1 for parts in seen(data).values())
+    assert all(abs(len(group) - 6) <= 2 for group in data.splits["val"].groups)
+    write_table(tmp_path, shared_rows(tmp_path, part=lambda i, domain: {"a": "train", "b": "test"}[domain]))
+    fails("table", "Patient 'p10' of domains 'a' and 'b' has images in the train and in the test split",
+          root=tmp_path, domains=("a", "b"))  # fmt: skip
+
+
 def test_plain_table_with_unlabelled_target(tmp_path):
     parts = ["train"] * 8 + ["val"] * 4 + ["test"] * 4
     for i in range(16):
-        save(tmp_path / "a" / f"{i}.png", np.full((20, 20, 3), i, np.uint8))
-    rows = [f"a/{i}.png,{i % 2},a,,{part}" for i, part in enumerate(parts)] + [f"a/{i}.png,,b,," for i in range(16)]
+        for domain in "ab":
+            save(tmp_path / domain / f"{i}.png", np.full((20, 20, 3), i, np.uint8))
+    rows = [f"a/{i}.png,{i % 2},a,,{part}" for i, part in enumerate(parts)] + [f"b/{i}.png,,b,," for i in range(16)]
     write_table(tmp_path, rows)
     options = dict(root=tmp_path, domains=("a", "b"))
     data = build("table", **options)
@@ -151,8 +211,8 @@ def test_plain_table_with_unlabelled_target(tmp_path):
     fails("table", "no row of domain 'c'; column 'domain' has a", **options | {"domains": ("a", "c")})
     fails("table", "must have image, grade, domain", **options, label="grade")
     fails("table", r"There is no table .*other\.csv", **options, table="other.csv")
-    write_table(tmp_path, [*rows, "a/0.png,1,b,,"])
-    fails("table", r"two rows of one domain for the image\(s\) a/0\.png", **options)
+    write_table(tmp_path, [*rows, "b/0.png,1,b,,"])
+    fails("table", r"two rows of one domain for the image\(s\) b/0\.png", **options)
     write_table(tmp_path, [*rows, "a/99.png,1,b,,"])
     fails("table", r"names 1 image\(s\) that are not there: a/99\.png", **options)
     write_table(tmp_path, [*rows, "../a/0.png,1,b,,"])

@@ -17,7 +17,7 @@ def measured(monkeypatch, capsys):
     """Runs bench.py in this process: its exit code, what it printed and what it complained of."""
     monkeypatch.setattr(host, "prepare_compiler", lambda: None)
     monkeypatch.setattr(host, "keep_memory", lambda: None)
-    monkeypatch.setattr(bench, "product_speed", lambda: 1e10)
+    monkeypatch.setattr(bench, "product_speed", lambda dtype: 1e10)
 
     def call(*argv):
         monkeypatch.setattr(sys, "argv", ["bench.py", *argv])

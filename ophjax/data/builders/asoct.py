@@ -28,6 +28,7 @@ class Config(shift.Config):
 
     label is 0 (open), 1 (closed), or -1 or empty where it is not known. side is left, right or empty: a scan shows two
     angles, and a row with a side takes that half of it, the right one mirrored, so that the angle lies on the left.
+    Patients are told apart within a device: one of the same name at another device is taken for somebody else.
     """
 
     root: str = ""
@@ -101,9 +102,8 @@ def _rows(folder: Path, part: str) -> list[tuple[Record, str]]:
                 f"{table} has the label {label!r} and the side {side!r} in the row of {given!r}; the label must be 0, "
                 "1 or -1, and the side left, right or empty."
             )
-        if not given or ".." in given.replace("\\", "/").split("/") or Path(given).is_absolute():
-            raise InputError(f"{table} names the image {given!r}. Give the path of a file under {folder}.")
-        path = next((path for path in (folder / given, folder / "images" / given) if path.is_file()), None)
+        places = [files.inside(home, given, table) for home in (folder, folder / "images")]
+        path = next((path for path in places if path.is_file()), None)
         if path is None:
             raise InputError(
                 f"{table} names the image {given!r}, which is neither in {folder} nor in its images/. Add it."

@@ -119,19 +119,20 @@ def make(config: Config) -> Dataset:
 
 
 def new_examples(
-    config: Config, path: Path, needed: Collection[str] = ("volume",)
+    config: Config, path: Path, needed: Collection[str] = ("volume",), *, outside: Path | None = None
 ) -> dict[str, tuple[Path, Callable[[], Example]]]:
     """New eyes to predict: the folder ``multi-modality_images`` or one above it, or where no volumes are needed any
-    pictures. Gives the picture of each and what reads the example.
+    pictures. Gives the picture of each and what reads the example. For ``outside`` see ``incoming.list_inputs``.
 
     Raises:
       InputError: a run with volumes is given something else than pairs in the official layout.
     """
     home = path if path.name == PAIRED else path / PAIRED
     if not config.volumes or "volume" not in needed:
-        pictures = {name: (file, Eye(file, ())) for name, file in incoming.list_inputs(path).items()}
+        pictures = {name: (file, Eye(file, ())) for name, file in incoming.list_inputs(path, outside=outside).items()}
         return {name: (file, partial(read, eye, config, -1, None, None)) for name, (file, eye) in pictures.items()}
     folders = sorted(one for one in home.iterdir() if one.is_dir() and one.name[0] != ".") if home.is_dir() else []
+    folders = [one for one in folders if outside is None or one.resolve() != outside.resolve()]
     if not folders:
         raise InputError(
             f"{path} holds no pairs of fundus and OCT, which this run needs. Give a folder with {PAIRED}/0001/0001.jpg "

@@ -21,6 +21,7 @@ from ophjax.errors import InputError
 CODE = parse_code("lesion=1,255")
 TYPES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 PARTS = {"Training": "train", "Validation": "val", "Test": "test"}
+GROUPINGS = "ISIC2018_Task3_Training_LesionGroupings.csv"
 LABELS = {"benign": 0, "malignant": 1, "0": 0, "0.0": 0, "1": 1, "1.0": 1}
 
 
@@ -29,7 +30,8 @@ class Config:
     """2016: ISBI2016_ISIC_Part3B_Training_Data/ with ISIC_N.jpg and ISIC_N_Segmentation.png, and ISBI2016_ISIC_Part3B_
     Training_GroundTruth.csv, and the same for Test; or the parts 1 (Data/, GroundTruth/) and 3 (csv). 2018:
     ISIC2018_Task1-2_Training_Input/ and ISIC2018_Task1_Training_GroundTruth/ISIC_N_segmentation.png;
-    ISIC2018_Task3_Training_Input/ and ISIC2018_Task3_Training_GroundTruth/*.csv; Validation and Test likewise."""
+    ISIC2018_Task3_Training_Input/ and ISIC2018_Task3_Training_GroundTruth/*.csv; Validation and Test likewise. Which
+    training images show one lesion is read from ISIC2018_Task3_Training_LesionGroupings.csv there or in the root."""
 
     root: str = ""
     """Folder that holds these folders."""
@@ -42,7 +44,8 @@ class Config:
     test_fraction: float = 0.25
     """Share drawn for the test where it is not given."""
     split_seed: int = 0
-    """Seed of the draw. ISIC does not say which images of 2016 and of task 1 are of one patient."""
+    """Seed of the draw, which keeps the images of one lesion together where that is known (task 3 of 2018). ISIC does
+    not say which images of 2016 and of task 1 are of one patient."""
 
 
 def make(config: Config) -> Dataset:
@@ -59,6 +62,8 @@ def make(config: Config) -> Dataset:
         return files.assemble("isic", records, code=CODE, classes=("benign", "malignant"), config=config)
     lesions = config.edition == "2018-lesions"
     parts: dict[str, tuple[Source, Sequence[int]]] = {}
+    groups: list[str] | None = None
+    remark = ""
     for given, part in PARTS.items():
         found = _outlined(root, given) if lesions else _diagnosed(root, given)
         if found:
@@ -66,11 +71,15 @@ def make(config: Config) -> Dataset:
             if lesions:
                 source = FileSource(found, size=config.size, code=CODE)
             parts[part] = source, [record.label for record in found]
+        if found and part == "train" and not lesions:
+            groups = _lesions(root, found)
+            remark = "" if groups else f"Lesions are not known, as there is no {GROUPINGS}: splits may share one."
     if "train" not in parts:
         task = "Task1-2" if lesions else "Task3"
         raise InputError(f"{root} holds no ISIC2018_{task}_Training_Input/ with its GroundTruth. Check --data.root.")
     regions = tuple(CODE.regions) if lesions else ()
-    return official.as_given("isic", parts, config, regions=regions, classes=() if lesions else TYPES)
+    classes = () if lesions else TYPES
+    return official.as_given("isic", parts, config, regions=regions, classes=classes, groups=groups, remark=remark)
 
 
 def _first(root: Path, part: str) -> list[Record]:
@@ -124,6 +133,17 @@ def _diagnosed(root: Path, part: str) -> list[Record]:
         labels[row["image"]] = ones[0]
     official.need_all(pictures, labels, "diagnosis", table)
     return [Record(stem, path, None, labels[stem], stem) for stem, path in pictures.items()]
+
+
+def _lesions(root: Path, records: Sequence[Record]) -> list[str] | None:
+    """The lesion of each training image, None where there is no table of them."""
+    places = (root / "ISIC2018_Task3_Training_GroundTruth" / GROUPINGS, root / GROUPINGS)
+    table = next((path for path in places if path.is_file()), None)
+    if table is None:
+        return None
+    lesions = {row["image"]: row["lesion_id"] for row in files.read_rows(table, needed=("image", "lesion_id"))}
+    official.need_all({record.name: Path(record.name) for record in records}, lesions, "lesion", table)
+    return [lesions[record.name] or record.name for record in records]
 
 
 def _masks(folder: Path, suffix: str) -> dict[str, Path]:

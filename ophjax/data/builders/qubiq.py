@@ -87,13 +87,9 @@ def read_slice(path: Path) -> np.ndarray:
     """Reads a NIfTI file of one slice as float32 [h, w], rows along its second axis; axes of length 1 are dropped.
 
     Raises:
-      InputError: where nibabel is not installed, or the file is missing, damaged or no single slice.
+      InputError: as ``volumes.load_nifti``, or where the file is no single slice.
     """
-    nibabel = volumes.needed("nibabel")
-    try:
-        values = np.asarray(nibabel.load(path).dataobj, np.float32).squeeze()
-    except Exception as error:  # a damaged file makes nibabel and zlib raise nearly anything
-        raise InputError(f"{path} cannot be read as NIfTI ({type(error).__name__}: {error}). Replace it.") from error
+    values = volumes.load_nifti(path, canonical=False).squeeze()
     if values.ndim != 2 or not np.isfinite(values).all():
         raise InputError(f"{path} holds an array of shape {list(values.shape)}; expected one slice of finite numbers.")
     return np.ascontiguousarray(values.T)

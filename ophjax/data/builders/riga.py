@@ -24,6 +24,7 @@ from ophjax.errors import InputError
 RATERS = 6
 TEST = "magrab"
 CLEAN = re.compile(r"image(\d+)prime\.(tiff?|jpe?g|png)", re.IGNORECASE)
+ENDS = ("tif", "tiff", "jpg", "jpeg", "png")
 SITES = ("BinRushed", "MESSIDOR", "Magrabia")
 CODE = MaskCode({"disc": tuple(range(1, 256)), "cup": (255,)}, (0,))
 ERODED = 8
@@ -78,17 +79,25 @@ def make(config: Config) -> Dataset:
 def _released(root: Path) -> list[Annotated]:
     records = []
     for folder in [root, *sorted(path for path in root.rglob("*") if path.is_dir())]:
-        for path in sorted(folder.iterdir()):
+        there = sorted(folder.iterdir())
+        by_name = {path.name.lower(): path for path in there}
+        above = folder.relative_to(root).parts
+        part = "test" if any(name.lower().startswith(TEST) for name in above) else ""
+        for path in there:
             match = CLEAN.fullmatch(path.name)
             if not match:
                 continue
             drawn = []
             for k in range(1, RATERS + 1):
-                copies = [folder / f"image{match[1]}-{k}.{end}" for end in (match[2], "tif", "tiff", "jpg", "png")]
-                copy = next((copy for copy in copies if copy.is_file()), None)
+                copies = [f"image{match[1]}-{k}.{end}" for end in (match[2].lower(), *ENDS)]
+                copy = next((by_name[copy] for copy in copies if copy in by_name), None)
                 # The outlines are what differs from the clean photograph, so both files are read.
                 drawn.append(() if copy is None else (path, copy))
-            part = "test" if folder.name.lower().startswith(TEST) else ""
+            if not any(drawn):
+                raise InputError(
+                    f"Image {path} has no rater's copy: none of image{match[1]}-1 to image{match[1]}-{RATERS} is beside "
+                    f"it ({', '.join(ENDS)}). Add the copies, or remove the image."
+                )
             name = f"{folder.name}-{match[1]}"
             records.append(Annotated(name, path, tuple(drawn), -1, name, part))
     if not records:
@@ -108,14 +117,18 @@ def _prepared(root: Path, tables: Sequence[Path]) -> list[Annotated]:
         for row in files.read_rows(table, needed=("imgname", "maskname", "rater"), encoding="gbk"):
             if row["rater"] != "0":  # rows of the single raters repeat the image
                 continue
-            image, final = (root / row[key].replace("\\", "/").lstrip("/") for key in ("imgname", "maskname"))
-            if not image.is_file() or "FinalLabel" not in str(final):
+            given, final = (row[key].replace("\\", "/").lstrip("/") for key in ("imgname", "maskname"))
+            image = files.inside(root, given, table)
+            if not image.is_file() or "FinalLabel" not in final:
                 raise InputError(
                     f"{table} names the image {row['imgname']!r} and the mask {row['maskname']!r}; expected a file "
                     f"under {root} and a path with FinalLabel in it. Check --data.root."
                 )
-            masks = [Path(str(final).replace("FinalLabel", f"Rater{k}")) for k in range(1, RATERS + 1)]
+            names = [final.replace("FinalLabel", f"Rater{k}") for k in range(1, RATERS + 1)]
+            masks = [files.inside(root, name, table) for name in names]
             drawn = tuple((mask,) if mask.is_file() else () for mask in masks)
+            if not any(drawn):
+                raise InputError(f"Image {image} has no rater's mask, such as {masks[0]}. Add it, or remove the row.")
             name = f"{site}-{image.stem}"
             part = "test" if site.lower().startswith(TEST) else ""
             records.append(Annotated(name, image, drawn, -1, name, part))
