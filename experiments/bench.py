@@ -23,17 +23,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import memorycosts
 import presets
-import seedcosts
-from hypercosts import hypernetwork
+from costs import memory, seeds
+from costs.hypernetwork import hypernetwork
+from costs.measuring import in_turns
+from costs.search import search_rates
 from ophjax import data as datasets
 from ophjax import methods
 from ophjax.data import pipeline
 from ophjax.errors import InputError, unknown
 from ophjax.train import host
 from peers import timing
-from searchcosts import search_rates
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -225,7 +225,7 @@ def product_speed(dtype: str, size: int = 2048, times: int = 5) -> float:
 
 def times_as_long(ours: Callable[[], float], theirs: Callable[[], float], times: int) -> float:
     """The median time of one over that of the other, in turns so that both see the same machine."""
-    taken = timing.in_turns({"ours": ours, "theirs": theirs}, times)
+    taken = in_turns({"ours": ours, "theirs": theirs}, times)
     return statistics.median(taken["ours"]) / statistics.median(taken["theirs"])
 
 
@@ -325,9 +325,9 @@ def main() -> int:
             if options.peer:
                 timing.describe(found := timing.against_torch(options, Bench))
             elif options.memory:
-                memorycosts.describe(found := memorycosts.against_estimate(options))
+                memory.describe(found := memory.against_estimate(options))
             elif options.seeds:
-                seedcosts.describe(found := seedcosts.against_separate(options, Bench))
+                seeds.describe(found := seeds.against_separate(options, Bench))
             else:
                 describe(found := measure(options))
         except InputError as error:

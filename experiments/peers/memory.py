@@ -16,6 +16,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from costs.measuring import forget, resident
+
 STEPS = 3
 
 
@@ -40,19 +42,6 @@ def of_each(settings: tuple[Any, ...], names: list[str]) -> dict[str, dict[str, 
             lines = (done.stderr if done.returncode else done.stdout).strip().splitlines() or ["no output"]
             found[name] = {"error": lines[-1][:200]} if done.returncode else json.loads(lines[-1])
     return found
-
-
-def resident(entry: str) -> float:
-    """MiB of this process: ``VmRSS`` now, ``VmHWM`` at most since the last ``forget``."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{entry}:"):
-            return int(line.split()[1]) / 1024
-    raise OSError(f"/proc/self/status has no {entry}")
-
-
-def forget() -> None:
-    """Sets the greatest resident memory to the present one."""
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def ours(method: str, config: dict[str, Any], batches: dict[str, Any]) -> Any:

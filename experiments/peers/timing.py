@@ -14,12 +14,10 @@ from typing import Any
 import numpy as np
 
 import peers
+from costs.measuring import in_turns, spread
 from ophjax.errors import InputError
 
 MODES = ("eager", "channels-last", "compiled", "compiled-channels-last")
-
-# PyTorch's OpenMP threads spin for a moment after their work; seconds between two turns.
-PAUSE = 0.01
 
 
 def cores() -> int:
@@ -89,23 +87,6 @@ class Theirs:
             optimiser.step()
             self.loss = value.item()
         return time.perf_counter() - start
-
-
-def in_turns(runs: Mapping[str, Callable[[], float]], times: int) -> dict[str, list[float]]:
-    """Seconds of each, one after the other ``times`` times, each time another one first."""
-    names, taken = list(runs), {name: [] for name in runs}
-    for turn in range(times):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            time.sleep(PAUSE)
-            taken[name].append(runs[name]())
-    return taken
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-    return {"median": middle, "low": low, "high": high}
 
 
 def against_torch(options: Namespace, start: Callable[..., Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import pytest
 import bench
 import peers
 import presets
+from costs import measuring
 from ophjax import data as datasets
 from ophjax import methods, trees
 from ophjax.errors import InputError
@@ -253,22 +254,22 @@ def test_bench_compares_and_describes(torch, mode, monkeypatch, capsys):
 
 
 def test_ratios_are_of_pairs_with_their_spread():
-    assert timing.spread([1.0, 2.0, 3.0, 4.0, 5.0]) == {"median": 3.0, "low": 2.0, "high": 4.0}
+    assert measuring.spread([1.0, 2.0, 3.0, 4.0, 5.0]) == {"median": 3.0, "low": 2.0, "high": 4.0}
     order = []
-    taken = timing.in_turns({name: lambda name=name: order.append(name) or 1.0 for name in "ab"}, 3)
+    taken = measuring.in_turns({name: lambda name=name: order.append(name) or 1.0 for name in "ab"}, 3)
     assert order == list("abbaab") and taken == {"a": [1.0] * 3, "b": [1.0] * 3}
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_is_read_and_set_back():
-    memory.forget()
-    before = memory.resident("VmHWM")
+    measuring.forget()
+    before = measuring.resident("VmHWM")
     with mmap.mmap(-1, 2**27) as block:  # 128 MiB, given back when it is closed
         block.write(bytes(2**27))
-    assert memory.resident("VmHWM") > before + 100
-    most = memory.resident("VmHWM")
-    memory.forget()
-    assert memory.resident("VmHWM") < most - 100
+    assert measuring.resident("VmHWM") > before + 100
+    most = measuring.resident("VmHWM")
+    measuring.forget()
+    assert measuring.resident("VmHWM") < most - 100
 
 
 def test_a_method_without_a_peer_is_told_which_have_one(monkeypatch, capsys):

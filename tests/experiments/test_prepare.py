@@ -9,6 +9,7 @@ from PIL import Image
 
 import prepare
 from ophjax import data as datasets
+from ophjax.data.sources import Arrays
 from ophjax.errors import InputError
 
 
@@ -44,6 +45,26 @@ def test_check_and_write_and_train_from_it(own, tmp_path, capsys):
     for i in range(12):
         np.testing.assert_array_equal(found.splits["train"][i]["image"], direct.splits["train"][i]["image"])
     assert prepare.run(words) == 0  # a finished one stays as it is
+
+
+@pytest.mark.parametrize(("bytes_each", "most"), [(0, 64), (1 << 27, 4), (1 << 30, 1)])
+def test_few_large_examples_are_read_at_a_time(bytes_each, most):
+    """Half a gigabyte of them, or one."""
+    read = []
+
+    class Large(Arrays):
+        example_bytes = bytes_each
+
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    source = Large([str(i) for i in range(100)], {"image": np.zeros((100, 2, 2, 3), np.uint8)})
+    found = prepare.read("train", source, 0, [])
+    for _ in range(most):
+        next(found)
+    assert len(read) == most
+    assert len(list(found)) == 100 - most
 
 
 def test_bad_examples_are_left_out_and_listed(own, tmp_path, capsys):

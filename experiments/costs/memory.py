@@ -7,11 +7,11 @@ import time
 from typing import Any
 
 import presets
+from costs.measuring import forget, resident
 from ophjax import data as datasets
 from ophjax import methods
 from ophjax.errors import InputError
 from ophjax.train import host
-from peers.memory import forget, resident
 
 # XLA lets go of a step's temporaries a moment after its results are there; seconds.
 PAUSE = 0.5

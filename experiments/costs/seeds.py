@@ -5,8 +5,8 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
+from costs.measuring import in_turns
 from ophjax.train import loop
-from peers import timing
 
 
 def against_separate(options: argparse.Namespace, start: Callable[..., Any]) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def against_separate(options: argparse.Namespace, start: Callable[..., Any]) -> 
     for alone, wide in zip(counted.stages, together.method.stages, strict=True):
         steps = alone.steps
         one.enter(alone), together.enter(wide)
-        taken = timing.in_turns({"one": one.run, "together": together.run}, options.steps)
+        taken = in_turns({"one": one.run, "together": together.run}, options.steps)
         ours, theirs = map(statistics.median, taken.values())
         (cold, warm), (cold_together, _) = one.compile(alone), together.compile(wide)
         found["stages"].append(
