@@ -133,7 +133,7 @@ def run(argv: list[str]) -> None:
         graph = trace_graph(module, *inputs, train_kwargs=kwargs)
         print(f"{name}, read in {time.perf_counter() - start:.2f} s: {graph}\n")
         if options.out:
-            from ophjax.train.graphs import draw_graph
+            from ophjax.train.report.graphs import draw_graph
 
             stem = f"{options.out.stem}_{name.replace('/', '_')}" if options.method else options.out.stem
             path = options.out.with_name(stem + (options.out.suffix or ".png"))

@@ -116,8 +116,9 @@ def run(argv: list[str]) -> int:
     host.prepare_compiler()
     import jax
 
-    from ophjax.train import checkpoint, hyper, mesh, report, restore, results, runfolder
+    from ophjax.train import checkpoint, hyper, mesh, restore, results, runfolder
     from ophjax.train.logs import say
+    from ophjax.train.report import page
     from ophjax.train.seeds import side_by_side
 
     if options.distributed:
@@ -167,8 +168,8 @@ def run(argv: list[str]) -> int:
             f"--beside {options.beside} is no run folder: it has no config.json. Give one, or leave it out."
         )
     if runfolder.claim(folder, about, resume=options.resume) == "finished":
-        if jax.process_index() == 0 and not report.is_fresh(folder):
-            report.write_report(folder)  # the run was killed after its last event and before its page was drawn
+        if jax.process_index() == 0 and not page.is_fresh(folder):
+            page.write_report(folder)  # the run was killed after its last event and before its page was drawn
         say(f"{folder} is finished: see {folder / 'report.html'}. Nothing to do; give another --name for another run.")
         return 0
     say(data.note)
@@ -181,13 +182,13 @@ def run(argv: list[str]) -> int:
             folder,
             about={name: about[name] for name in ("method", "data", "config", "versions")},
             resume=options.resume,
-            redraw=lambda: report.write_report(folder),
+            redraw=lambda: page.write_report(folder),
             start_from=options.start_from,
             start=(lambda key, batch: hyper.starter(options.init, method, key, batch)) if options.init else None,
         )
     except DivergedError:
         if jax.process_index() == 0:
-            report.write_report(folder)  # the curves show where it went wrong
+            page.write_report(folder)  # the curves show where it went wrong
         raise
     if fitted.stopped:
         what = "Stopped and saved" if int(fitted.state.step) else "Stopped before the first step: nothing to save"
@@ -195,9 +196,9 @@ def run(argv: list[str]) -> int:
         return STOPPED
     scores = results.conclude(method, data, options.train, folder, fitted, alone)
     if jax.process_index() == 0:
-        page = report.write_report(folder)
+        path = page.write_report(folder)
         say(runfolder.summary(scores))
-        say(f"Report: {page}")
+        say(f"Report: {path}")
     return 0
 
 

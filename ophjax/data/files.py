@@ -16,6 +16,7 @@ from ophjax.data.images import MaskCode
 from ophjax.data.sources import Cached, Dataset, Example, Source, Subset
 from ophjax.data.split import split
 from ophjax.errors import InputError
+from ophjax.metrics.domain_scores import check_names
 
 PARTS = ("train", "val", "test")
 CHECKED_PIXELS = 100_000_000
@@ -81,9 +82,9 @@ class FileSource:
       pixels: number of pixels of each image file.
 
     Raises:
-      InputError: at once (within ``look.later`` on reading) where an image and its mask differ in size, there is no
-        mask to crop by, or a header cannot be read; on reading for damaged files, pixel values that the mask code does
-        not know, and where the region to crop by is empty.
+      InputError: at once for a region's name that scores cannot carry; at once too (within ``look.later`` on reading)
+        where an image and its mask differ in size, there is no mask to crop by, or a header cannot be read; on reading
+        for damaged files, pixel values that the mask code does not know, and where the region to crop by is empty.
     """
 
     def __init__(self, records: Sequence[Record], *, size: int, code: MaskCode, crop: float = 0.0, slack: float = 0.0):
@@ -91,12 +92,10 @@ class FileSource:
             raise InputError(f"The image size is {size}; give a side between 16 and 4096 pixels.")
         if crop and not 1 <= crop <= 100:
             raise InputError(f"The crop is {crop}; give the side in diameters, from 1 to 100, or 0 for whole frames.")
+        check_names("region", code.regions)
         self.names = [record.name for record in records]
         self._records = list(records)
-        self._size = size
-        self._code = code
-        self._crop = crop
-        self._slack = slack
+        self._size, self._code, self._crop, self._slack = size, code, crop, slack
         with warnings.catch_warnings():
             # Pillow warns of large images before the error of our own limit.
             warnings.simplefilter("ignore")
@@ -134,8 +133,8 @@ class FileSource:
             other = images.image_size(mask)
             if abs(other[0] - width) > self._slack * width or abs(other[1] - height) > self._slack * height:
                 raise InputError(
-                    f"Image {record.image} is {width} x {height} pixels, but its mask {mask} is {other[0]} x {other[1]}. "
-                    "Both must show the same frame: correct one of the files or remove the mask."
+                    f"Image {record.image} is {width} x {height} pixels, but its mask {mask} is {other[0]} x "
+                    f"{other[1]}. Both must show the same frame: correct one of the files or remove the mask."
                 )
         return width * height
 
@@ -333,8 +332,10 @@ def assemble(
         )
     masked = [i for i in parts["train"] if records[i].mask is not None]
     if not masked:
-        raise InputError(f"None of the {len(parts['train'])} training images of data set {name!r} has a mask, so that there "
-                         "is nothing to train the segmentation on. Add masks.")  # fmt: skip
+        raise InputError(
+            f"None of the {len(parts['train'])} training images of data set {name!r} has a mask, so that "
+            "there is nothing to train the segmentation on. Add masks."
+        )
     files = FileSource(records, size=config.size, code=code, crop=crop, slack=slack)
     source = Cached(files)
     decode_first(source, files.pixels)
@@ -393,6 +394,6 @@ def _need_classes(what: str, records: Sequence[Record], classes: Sequence[str]) 
     counts = Counter(record.label for record in records)
     if len(counts) < 2:
         raise InputError(
-            f"{what} has {len(records)} example(s), all of class {classes[records[0].label]!r}. At least two classes are "
-            "needed to train and to score a diagnosis: check the labels and the split."
+            f"{what} has {len(records)} example(s), all of class {classes[records[0].label]!r}. At least two classes "
+            "are needed to train and to score a diagnosis: check the labels and the split."
         )

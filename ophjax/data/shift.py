@@ -20,6 +20,7 @@ from ophjax.data.images import MaskCode
 from ophjax.data.sources import Cached, Dataset, Example, Joined, Source, Subset, Unlabelled
 from ophjax.data.split import check_given, split
 from ophjax.errors import InputError, unknown
+from ophjax.metrics.domain_scores import check_names
 
 CACHE_BYTES = 1 << 30
 """Decoded pictures of all domains of a data set that are kept in memory."""
@@ -94,7 +95,7 @@ class Pictures:
 
 
 def check(config: Config, *, known: tuple[str, ...] = ()) -> None:
-    """Raises InputError for a size out of range, or domains that are fewer than two, repeated or not known."""
+    """Raises InputError for a size out of range, or fewer than two domains, or some repeated, misnamed or not known."""
     if not 16 <= config.size <= 4096:
         raise InputError(f"The image size is {config.size}; give a side between 16 and 4096 pixels.")
     for name in config.domains:
@@ -102,6 +103,7 @@ def check(config: Config, *, known: tuple[str, ...] = ()) -> None:
             raise unknown("domain", name, known)
         if not name or name in (".", "..") or set(name) & set("/\\"):
             raise InputError(f"--data.domains names {name!r}; a domain has a plain name, without any folder.")
+    check_names("domain", config.domains)
     listed = f" Known: {', '.join(known)}." if known else ""
     if len(config.domains) < 2:
         raise InputError(

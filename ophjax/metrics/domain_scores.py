@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from ophjax.errors import InputError
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -73,6 +75,19 @@ def proxy_distance(features: Float[np.ndarray, "n f"], domain: Int[np.ndarray, "
     parts = StratifiedKFold(3, shuffle=True, random_state=0)
     right = float(cross_val_score(probe, scaled, source, cv=parts, scoring="balanced_accuracy").mean())
     return max(0.0, 2 * (2 * right - 1))
+
+
+def check_names(what: str, names: Iterable[str]) -> None:
+    """Raises InputError for the name of a domain or region that behind a score's would read as a mark of its own.
+
+    >>> check_names("domain", ["clinic", "lower"])
+    """
+    for name in names:
+        if name in ("low", "high", "worst") or name.endswith(("_low", "_high")):
+            raise InputError(
+                f"A {what} cannot be called {name!r}: names stand behind a score's, where _low and _high are the ends "
+                f"of its interval and _worst the worst target. Rename it, e.g. {name}_{what}."
+            )
 
 
 def named(score: str, domain: str) -> str:

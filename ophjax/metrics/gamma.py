@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from ophjax.errors import InputError, unknown
-from ophjax.metrics import overlap
+from ophjax.metrics import overlap, ranking
 from ophjax.metrics.greys import GAMMA
-from ophjax.metrics.ranking import confusion
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -64,7 +63,7 @@ def kappa(
     classes: int = len(GRADES),
     weights: Literal["quadratic", "linear", "none"] = "quadratic",
 ) -> float:
-    """Computes Cohen's kappa, 1 - sum(w O) / sum(w E), with w the squared or plain distance of the grades, or 0 and 1.
+    """Computes Cohen's kappa (see ``ranking.kappa``) with w the squared or plain distance of the grades, or 0 and 1.
 
     Where chance agreement is perfect (one and the same class everywhere) it is 1.
 
@@ -84,10 +83,8 @@ def kappa(
     costs = {"quadratic": apart**2, "linear": apart, "none": (apart > 0).astype(int)}
     if weights not in costs:
         raise unknown("weights of kappa", weights, tuple(costs))
-    counts = confusion(predicted, labels, classes)
-    chance = np.outer(counts.sum(1), counts.sum(0)) / counts.sum()
-    below = float((costs[weights] * chance).sum())
-    return 1.0 - float((costs[weights] * counts).sum()) / below if below else 1.0
+    found = float(ranking.kappa(ranking.confusion(predicted, labels, classes)[None], costs[weights])[0])
+    return 1.0 if np.isnan(found) else found
 
 
 def choose_grades(probs: Float[np.ndarray, "n k"], *, ordinal: bool = False) -> Int[np.ndarray, " n"]:

@@ -277,7 +277,7 @@ def draw(trials: Sequence[Trial], path: Any) -> None:
     standard deviation over seeds."""
     from matplotlib.figure import Figure
 
-    from ophjax.train.style import LIGHT
+    from ophjax.train.report.style import LIGHT
 
     best = chosen(trials)
     nets, numbers = (list(dict.fromkeys(getattr(t, name) for t in trials)) for name in ("net", "shots"))

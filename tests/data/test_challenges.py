@@ -219,7 +219,9 @@ def test_sheets(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"PK\x03\x04", "entities", "empty"], ids=["empty", "torn", "entities", "no parts"]
+    "content",
+    [b"", b"PK\x03\x04", "utf-8", "utf-16", "empty"],
+    ids=["empty", "torn", "entities", "hidden entities", "no parts"],
 )
 def test_damaged_sheets(tmp_path, content):
     path = tmp_path / "a.xlsx"
@@ -229,9 +231,11 @@ def test_damaged_sheets(tmp_path, content):
         import zipfile
 
         with zipfile.ZipFile(path, "w") as archive:
-            if content == "entities":
-                archive.writestr("xl/workbook.xml", '<!DOCTYPE a [<!ENTITY b "c">]><workbook>&b;</workbook>')
-    with pytest.raises(InputError, match=r"a.xlsx cannot be read"):
+            if content != "empty":
+                workbook = '<!DOCTYPE a [<!ENTITY b "c">]><workbook>&b;</workbook>'
+                archive.writestr("xl/workbook.xml", workbook.encode(content))
+    why = {"utf-8": "declares entities", "utf-16": "is not UTF-8"}.get(str(content), "")
+    with pytest.raises(InputError, match=rf"a.xlsx cannot be read.*{why}"):
         sheets.read_table(path, ("data",))
 
 

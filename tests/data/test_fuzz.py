@@ -15,7 +15,7 @@ from PIL import Image
 from spoiled import FEW, JSON, holding, loads, spoiled
 
 from ophjax.data import dicom, files, images, phantoms, shards, sheets, volumes
-from ophjax.data.builders import medmnist, xrays
+from ophjax.data.builders import medmnist, qubiq, xrays
 
 RAMP = np.arange(24 * 20, dtype=np.uint8).reshape(24, 20)
 COLOUR = np.stack([RAMP, RAMP[::-1], RAMP], -1)
@@ -222,7 +222,7 @@ def test_other_whole_files():
 
 
 def claims():
-    """Small files that claim gigabytes: an array in an npz, a packed volume, a slice."""
+    """Small files that claim gigabytes: an array in an npz, a packed volume, slices, the last cells of many rows."""
     header = io.BytesIO()
     np.lib.format.write_array_header_2_0(header, {"descr": "|u1", "fortran_order": False, "shape": (40_000, 50_000)})
     parts = {f"{name}.npy": npy(value) for name, value in SET.items()}
@@ -230,6 +230,10 @@ def claims():
     volume = bytearray(nifti())
     volume[40:48] = np.array([3, 3000, 3000, 100], "<i2").tobytes()
     yield "liver.nii.gz", gzip.compress(bytes(volume))
+    volume[40:48] = np.array([3, 18000, 18000, 1], "<i2").tobytes()
+    yield "image.nii", bytes(volume)
+    rows = SHEET["xl/sheet1.xml"].replace("</worksheet>", '<row><c r="ALM1"/></row>' * 20_000 + "</worksheet>")
+    yield "answers.xlsx", zipped(SHEET | {"xl/sheet1.xml": rows})
     slice_ = dicom_bytes()
     for tag, size in ((0x10, 24), (0x11, 20)):  # rows, columns
         head = struct.pack("<HH", 0x28, tag) + b"US\2\0"
@@ -242,7 +246,9 @@ def test_claims_cost_no_memory():
     readers = {
         ".npz": lambda path: medmnist.make(medmnist.Config(root=str(path.parent), size=16)),
         ".gz": volumes.read_nifti,
+        ".nii": qubiq.read_slice,
         ".dcm": lambda path: images.read_image(path, 16),
+        ".xlsx": lambda path: sheets.read_table(path, ["image"]),
     }
     for name, content in claims():
         with holding(name, content) as path:

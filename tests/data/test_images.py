@@ -76,6 +76,70 @@ def test_orientation_is_applied(tmp_path):
     assert (np.diff(read.mean(1)) > 0).all() and np.ptp(read.mean(0)) < 5
 
 
+LAID = np.ascontiguousarray(GREY) // 2 * 2 + (np.indices((24, 32))[0] > 11)  # no symmetry
+
+
+def late(path):
+    """Moves the EXIF chunk of a PNG behind its pixels, where some programs write it."""
+    content = path.read_bytes()
+    start = content.index(b"eXIf") - 4
+    chunk = content[start : start + 12 + int.from_bytes(content[start : start + 4], "big")]
+    content = content.replace(chunk, b"")
+    path.write_bytes(content[:-12] + chunk + content[-12:])
+    return path
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+@pytest.mark.parametrize("kind", ["png", "late", "palette", "tif", "lzw"])
+def test_all_readers_agree_on_orientation(tmp_path, kind, orientation):
+    """Size, image, mask and colours. Pillow 13 gives a TIFF's size as displayed already, and reads an uncompressed one
+    that is turned as noise where it maps the file into memory."""
+    exif = Image.Exif()
+    exif[images.ORIENTATION] = orientation
+    path = tmp_path / ("a.tif" if kind in ("tif", "lzw") else "a.png")
+    picture = Image.fromarray(LAID.astype(np.uint8))
+    if kind == "palette":
+        picture = picture.convert("P")
+        picture.putpalette([part for i in range(256) for part in (i, 255 - i, 9)])
+    picture.save(path, exif=exif, **({"compression": "tiff_lzw"} if kind == "lzw" else {}))
+    if kind == "late":
+        late(path)
+    shown = {1: LAID, 3: LAID[::-1, ::-1], 6: np.rot90(LAID, -1), 7: LAID.T[::-1, ::-1]}[orientation]
+    assert images.image_size(path) == shown.shape[::-1]
+    np.testing.assert_array_equal(read_codes(path), shown)
+    for read in (images.read_whole, images.read_colours):
+        np.testing.assert_array_equal(read(path)[..., 0], shown)
+
+
+@pytest.mark.parametrize("suffix", ["tif", "gif", "webp", "png"])
+def test_several_pages_or_frames_are_refused(tmp_path, suffix):
+    pages = [Image.fromarray(np.ascontiguousarray(one)) for one in (GREY, 255 - GREY)]
+    pages[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=pages[1:])
+    for read in (images.image_size, images.read_whole, read_codes):
+        with pytest.raises(InputError, match=rf"a\.{suffix} holds several pages or frames"):
+            read(tmp_path / f"a.{suffix}")
+
+
+def test_previews_are_no_pages(tmp_path):
+    """A JPEG with a second picture (MPO), as cameras write it; a TIFF with a copy of less resolution."""
+    for name, kind in (("a.jpg", "MPO"), ("a.tif", "TIFF")):
+        small = Image.fromarray(COLOUR[::2, ::2])
+        small.encoderinfo = {"tiffinfo": {254: 1}}
+        Image.fromarray(COLOUR).save(tmp_path / name, kind, save_all=True, append_images=[small])
+    for name in ("a.jpg", "a.tif"):
+        assert images.image_size(tmp_path / name) == (32, 24)
+        assert images.read_whole(tmp_path / name).shape == (24, 32, 3)
+    np.testing.assert_array_equal(images.read_whole(tmp_path / "a.tif"), COLOUR)
+
+
+@pytest.mark.parametrize(("largest", "white"), [(4095, 243), (3900, 243), (65535, 15), (7, 15), (None, 15)])
+def test_sixteen_bits_by_the_largest_value(tmp_path, largest, white):
+    """Twelve bits in sixteen: of a TIFF that says how far its values go, unless they go further."""
+    values = np.broadcast_to(np.linspace(0, 3900, 32).astype(np.uint16), (32, 32))
+    path = save(tmp_path / "a.tif", values, tiffinfo={281: largest} if largest else {})
+    assert images.read_whole(path).max() == white  # 3900 of 4095, or of 65535
+
+
 def test_large_jpeg_is_averaged(tmp_path):
     checks = (np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)
     read = read_image(save(tmp_path / "a.jpg", checks, quality=95), 32)
@@ -153,6 +217,48 @@ def test_codes_of_every_mode(tmp_path):
     np.testing.assert_array_equal(read_codes(save(tmp_path / "b.png", values > 2)), values > 2)
     colour = np.repeat(values[..., None], 3, -1)
     np.testing.assert_array_equal(read_codes(save(tmp_path / "c.png", colour)), values)
+
+
+def indexed(path, indices, *palette):
+    picture = Image.fromarray(np.array(indices, np.uint8)).convert("P")
+    picture.putpalette([part for colour in palette for part in colour])
+    picture.save(path)
+    return path
+
+
+WHITE, MIDDLE, BLACK, RED = (255, 255, 255), (128, 128, 128), (0, 0, 0), (255, 0, 0)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png"])
+def test_palettes_of_greys_are_looked_up(tmp_path, suffix):
+    """Programs put white first as they like: read by index, such a mask is silently turned over."""
+    path, binary = tmp_path / f"m.{suffix}", parse_code("binary")
+    for indices, first, second in (([[0, 1], [1, 1]], WHITE, BLACK), ([[1, 0], [0, 0]], BLACK, WHITE)):
+        for codes in (indices, [[0, 0]] * 2, [[1, 1]] * 2):  # all or none, too
+            indexed(path, codes, first, second)
+            shown = np.array([first[0], second[0]])[np.array(codes, int)]
+            np.testing.assert_array_equal(read_codes(path), shown)
+            np.testing.assert_array_equal(read_mask(path, 2, binary)[..., 0], shown // 255)
+    Image.fromarray(np.array([[255, 0], [0, 0]], np.uint8)).convert("RGB").quantize(2).save(path)
+    np.testing.assert_array_equal(read_codes(path), [[255, 0], [0, 0]])
+
+
+def test_palettes_that_only_colour_indices_are_passed_over(tmp_path):
+    nested = [[0, 1], [2, 1]]
+    for palette in ((BLACK, RED, (0, 255, 0)), (WHITE, RED, BLACK), (WHITE, WHITE, BLACK)):
+        np.testing.assert_array_equal(read_codes(indexed(tmp_path / "m.png", nested, *palette)), nested)
+    # A picture of the white ground alone has no region.
+    ground = indexed(tmp_path / "m.png", [[0, 0]], WHITE, RED, BLACK)
+    assert not read_codes(ground).any()
+    # Rim and cup by index, in greys that the eye can tell: the code knows the indices only.
+    grey = indexed(tmp_path / "m.png", nested, BLACK, MIDDLE, WHITE)
+    mask = read_mask(grey, 2, parse_code("drishti"))
+    np.testing.assert_array_equal(mask.sum(-1), nested)
+    # The same greys are codes where they are known, in any order.
+    for indices, palette in ((nested, (WHITE, MIDDLE, BLACK)), ([[2, 1], [0, 1]], (BLACK, MIDDLE, WHITE))):
+        np.testing.assert_array_equal(
+            read_mask(indexed(tmp_path / "m.png", indices, *palette), 2, parse_code("refuge")), mask
+        )
 
 
 def test_colour_mask_is_refused(tmp_path):

@@ -58,6 +58,31 @@ def test_files_are_found_by_unique_names(tmp_path):
             incoming.list_inputs(path)
 
 
+def test_no_file_is_lost_to_anothers_name(tmp_path):
+    """A file whose name without suffix is another's whole name."""
+    for name in ("a.png", "a.jpg", "a.png.jpg", "b.png.jpg", "c.png"):
+        save(tmp_path / name, np.zeros((4, 4), np.uint8))
+    found = incoming.list_inputs(tmp_path)
+    assert list(found) == ["a.jpg", "a.png", "a.png.jpg", "b.png", "c"]
+    assert len(set(found.values())) == 5
+
+
+@pytest.mark.parametrize("name", ["gamma", "eyes", "phantoms"])
+def test_earlier_results_are_no_inputs(tmp_path, name):
+    save(tmp_path / "a.png", np.zeros((20, 30, 3), np.uint8))
+    save(tmp_path / "out" / "masks" / "a.png", np.zeros((20, 30), np.uint8))
+    loader = datasets.load(name)
+    found = incoming.readers(loader, loader.Config(), tmp_path, needed={"image"}, outside=tmp_path / "out")
+    assert list(found) == ["a"]
+
+
+def test_results_among_gammas_pairs_are_no_eye(tmp_path):
+    for folder in ("0001", "out"):
+        (tmp_path / gamma.PAIRED / folder).mkdir(parents=True)
+    home = tmp_path / gamma.PAIRED
+    assert list(gamma.new_examples(gamma.Config(), home, outside=home / "out")) == ["0001"]
+
+
 def module(code=None):
     return types.SimpleNamespace(**({"CODE": images.parse_code(code)} if code else {}))
 

@@ -205,6 +205,12 @@ def test_too_few_and_unknown_domains(root):
     fails(root / "clinic-a", "has no folder with images/ in it")
 
 
+def test_names_that_scores_cannot_carry(root):
+    fails(root, "A domain cannot be called 'low': .* has the folders", domains=("clinic-a", "low", "high"))
+    fails(root, "A region cannot be called 'cup_high'", mask_code="cup_high=1,255")
+    fails(root, "A region cannot be called 'worst'", mask_code="worst=1,255")
+
+
 def test_empty_domain(root):
     for path in (root / "clinic-b" / "images").iterdir():
         path.unlink()

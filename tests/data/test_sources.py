@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ophjax.data.pipeline import eval_batches
-from ophjax.data.sources import Arrays, Balanced, Cached, Joined, Subset, Unlabelled
+from ophjax.data.sources import Arrays, Balanced, Cached, Chained, Grouped, Joined, Subset, Unlabelled, size_of
 
 
 def source(prefix, labels):
@@ -60,6 +60,22 @@ def test_balanced_groups_by_label():
     assert balanced.groups == [[1], [0, 2, 3], [4]]
     assert len(balanced) == 5 and balanced.names == rare.names
     assert balanced[4]["label"] == 5
+
+
+def test_balanced_leaves_out_what_has_no_known_class():
+    assert Balanced(source("a", [1, -1, 0, -1])).groups == [[2], [0]]
+    assert Balanced(source("a", [-1, -1])).groups == [[0, 1]]
+
+
+def test_all_sources_pass_on_how_large_examples_are():
+    small, large = source("a", [0, 1]), source("b", [0, 1])
+    large.example_bytes = 1 << 27
+    for around in (
+        Subset(large, [0]), Unlabelled(large), Cached(large), Grouped(large, [[0], [1]]), Balanced(large),
+        Chained([small, large]), Joined([large, small]),
+    ):  # fmt: skip
+        assert size_of(around) == 1 << 27, type(around)
+    assert size_of(Chained([small])) == size_of(Joined([])) == 0
 
 
 class Counted(Arrays):

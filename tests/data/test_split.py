@@ -82,3 +82,15 @@ def test_one_patient_holds_a_class():
     groups = ["same"] * 6 + [f"p{i}" for i in range(6)]
     with pytest.raises(InputError, match="Class 0 occurs in only 1"):
         split(labels, groups, fractions=(0.5, 0.5), seed=0)
+
+
+def test_settled_groups_stay_and_count():
+    """Forty groups of two classes, seven of them settled: the parts keep their shares, the others are drawn."""
+    labels, groups = np.arange(40) % 2, [f"g{i}" for i in range(40)]
+    settled = {f"g{i}": 2 for i in range(6)} | {"g6": 1, "elsewhere": 0}
+    parts = split(labels, groups, fractions=(0.6, 0.15, 0.25), seed=0, settled=settled)
+    assert [len(part) for part in parts] == [24, 6, 10]
+    assert {0, 1, 2, 3, 4, 5} <= set(parts[2].tolist()) and 6 in parts[1]
+    free = split(labels, groups, fractions=(0.6, 0.15, 0.25), seed=0, settled={})
+    for one, other in zip(free, split(labels, groups, fractions=(0.6, 0.15, 0.25), seed=0), strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 from made import build, examples, fails, names_once, save
@@ -208,6 +210,7 @@ def test_plain_table_with_unlabelled_target(tmp_path):
         r"names 1 domain\(s\) \(a\).*Column 'domain' of .* has a \(16 rows\), b \(16 rows\)",
         **options | {"domains": ("a",)},
     )
+    fails("table", "cannot be called 'a_low': .*Column 'domain' of", **options | {"domains": ("a", "a_low")})
     fails("table", "no row of domain 'c'; column 'domain' has a", **options | {"domains": ("a", "c")})
     fails("table", "must have image, grade, domain", **options, label="grade")
     fails("table", r"There is no table .*other\.csv", **options, table="other.csv")
@@ -215,5 +218,6 @@ def test_plain_table_with_unlabelled_target(tmp_path):
     fails("table", r"two rows of one domain for the image\(s\) b/0\.png", **options)
     write_table(tmp_path, [*rows, "a/99.png,1,b,,"])
     fails("table", r"names 1 image\(s\) that are not there: a/99\.png", **options)
-    write_table(tmp_path, [*rows, "../a/0.png,1,b,,"])
-    fails("table", "names the image '../a/0.png'", **options)
+    for path in ("../a/0.png", "a\\..\\..\\0.png", "/a/0.png", ""):
+        write_table(tmp_path, [*rows, f"{path},1,b,,"])
+        fails("table", f"names the image {re.escape(repr(path))}. Give paths of files under", **options)

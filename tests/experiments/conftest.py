@@ -13,8 +13,9 @@ import pytest
 
 import ophjax
 import run
-from ophjax.train import host, report
+from ophjax.train import host
 from ophjax.train.logs import read_events
+from ophjax.train.report import page
 
 
 class Result(NamedTuple):
@@ -54,7 +55,7 @@ def redraws(monkeypatch):
     def write_report(folder):
         seen.append([event["event"] for event in read_events(folder / "metrics.jsonl")][-1])
 
-    monkeypatch.setattr(report, "write_report", write_report)
+    monkeypatch.setattr(page, "write_report", write_report)
     return seen
 
 

@@ -20,8 +20,9 @@ from ophjax import data as datasets
 from ophjax import methods
 from ophjax.data import files, phantoms
 from ophjax.errors import InputError
-from ophjax.train import checkpoint, host, loop, report
+from ophjax.train import checkpoint, host, loop
 from ophjax.train.logs import EventLog, read_events
+from ophjax.train.report import page
 
 SMOKE = ("--method", "seatrans", "--preset", "smoke")
 # One network that compiles soon, with checkpoints (1 MB each) after steps 6 and 8.
@@ -351,12 +352,12 @@ def test_data_deleted_under_the_run(command, redraws, folder, monkeypatch):
     monkeypatch.setattr(files, "CHECKED_PIXELS", 0)
     monkeypatch.setattr(files, "Cached", lambda source: source)
     images, away = folder / "images", folder / "away"
-    monkeypatch.setattr(report, "write_report", lambda _: images.rename(away) if images.exists() else None)
+    monkeypatch.setattr(page, "write_report", lambda _: images.rename(away) if images.exists() else None)
     few = ("--method.steps", 4, "--train.eval-every", 2, "--name", "x")
     result = command(*on_folder(folder, *few, base=SMALL))
     assert_refused(result, "no image file", str(images))
     away.rename(images)
-    monkeypatch.setattr(report, "write_report", lambda _: None)
+    monkeypatch.setattr(page, "write_report", lambda _: None)
     assert command(*on_folder(folder, *few, "--resume", base=SMALL)).code == 0
     events = [e["event"] for e in read_events(folder.parent / "runs" / "x" / "metrics.jsonl")]
     assert events.count("resume") == 1 and events[-1] == "finish"

@@ -11,7 +11,7 @@ import graph
 from ophjax.errors import InputError
 from ophjax.nets.graph import trace_graph
 from ophjax.nets.unet import UNet
-from ophjax.train.graphs import draw_graph
+from ophjax.train.report.graphs import draw_graph
 
 UNET = ("ophjax.nets.unet:UNet", "--options", "regions=2", "width=4", "depth=2")
 

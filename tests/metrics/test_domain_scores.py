@@ -1,8 +1,10 @@
 """Scores by domain."""
 
 import numpy as np
+import pytest
 
-from ophjax.metrics.domain_scores import by_domain, named
+from ophjax.errors import InputError
+from ophjax.metrics.domain_scores import by_domain, check_names, named
 
 
 def count(rows):
@@ -35,6 +37,14 @@ def test_a_cosine_has_no_worst():
 
 def test_names():
     assert named("dice_cup", "mist") == "dice_cup_mist" and named("auc_high", "mist") == "auc_mist_high"
+
+
+@pytest.mark.parametrize("name", ["low", "high", "worst", "clinic_low", "a_high"])
+def test_names_that_would_read_as_marks(name):
+    """``auc_low`` is the lower end of auc, whatever domain may be called so."""
+    with pytest.raises(InputError, match=f"A domain cannot be called '{name}'"):
+        check_names("domain", ["clinic", name])
+    check_names("domain", ["lower", "highland", "low-dose", "worst-light", "low_dose"])
 
 
 def test_a_target_that_lacks_a_score():

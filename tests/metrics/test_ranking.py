@@ -1,13 +1,14 @@
 """Scores of a split: by hand, against scikit-learn, and the behaviour of the bootstrap."""
 
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
 from ophjax.errors import InputError
-from ophjax.metrics import ranking
+from ophjax.metrics import gamma, ranking
 
 
 def make_split(count=400, classes=2, seed=0, ties=True):
@@ -86,6 +87,33 @@ def test_confusion_and_kappa():
     probs, labels = make_split(classes=4)
     expected = sklearn_metrics.cohen_kappa_score(labels, probs.argmax(1), weights="quadratic")
     assert ranking.quadratic_kappa(probs.argmax(1), labels, 4) == pytest.approx(expected, abs=1e-12)
+
+
+def test_confusion_of_many_classes():
+    """Counts of resamples as by hand, in the memory of the result and not of examples x cells; no class, no count."""
+    rng = np.random.default_rng(0)
+    labels, predicted = rng.integers(0, 200, 2000), rng.integers(0, 200, 2000)
+    labels[:3] = -1
+    weights = rng.integers(0, 3, (2, 2000)).astype(float)
+    tracemalloc.start()
+    counts = ranking.confusion(predicted, labels, 200, weights=weights)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    expected = np.zeros((2, 200, 200))
+    for row, weight in zip(expected, weights, strict=True):
+        np.add.at(row, (labels[3:], predicted[3:]), weight[3:])
+    np.testing.assert_array_equal(counts, expected)
+    assert peak < 8 * counts.nbytes  # two tables of 0.3 MB each; examples x cells are 640 MB
+
+
+def test_kappa_where_chance_is_perfect():
+    """NaN here, so that resamples leave it out; 1 in the official score of GAMMA."""
+    ones = np.ones(4, int)
+    assert np.isnan(ranking.quadratic_kappa(ones, ones, 3)) and gamma.kappa(ones, ones) == 1.0
+    labels, predicted = np.array([0, 0, 1, 2, 2]), np.array([0, 1, 1, 0, 2])
+    assert gamma.kappa(predicted, labels) == ranking.quadratic_kappa(predicted, labels, 3)
+    twice = ranking.quadratic_kappa(predicted, labels, 3, weights=np.full((2, 5), 2.0))
+    np.testing.assert_allclose(twice, gamma.kappa(predicted, labels), rtol=1e-12)
 
 
 def test_bootstrap_of_a_mean_is_the_textbook_interval():

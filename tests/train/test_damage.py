@@ -16,9 +16,10 @@ from test_checkpoint import assert_filled, make_state, target
 from ophjax.data import lesions
 from ophjax.errors import InputError
 from ophjax.methods import fccl
-from ophjax.train import loop, reading, restore, runfolder
+from ophjax.train import loop, restore, runfolder
 from ophjax.train.checkpoint import Checkpoints, take_networks
 from ophjax.train.logs import EventLog, read_events
+from ophjax.train.report import reading
 
 # Checkpoints ---------------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ import numpy as np
 from fake_run import make_run, write_config
 from PIL import Image
 
-from ophjax.train import report
+from ophjax.train.report import page
 from ophjax.train.results import write_pictures
 
 
@@ -24,8 +24,8 @@ def test_pictures(tmp_path):
 def test_maps_and_the_caution_stand_in_the_report(tmp_path):
     """Each rater's map under his name with its mean; the caution beside the scores; names are escaped."""
     folder = make_run(tmp_path / "run")
-    page = report.render(report.read_run(folder))
-    assert "Maps of training images" not in page and "Caution." not in page
+    shown = page.render(page.read_run(folder))
+    assert "Maps of training images" not in shown and "Caution." not in shown
     write_config(folder, raters=["reader <1>", "reader 2"], caution="A < B is circular.")
     with np.load(folder / "samples.npz") as arrays:
         samples = dict(arrays)
@@ -38,7 +38,7 @@ def test_maps_and_the_caution_stand_in_the_report(tmp_path):
         "map_expertness": np.stack([np.full((5, 32, 32), 0.25), np.full((5, 32, 32), 0.75)], -1).astype(np.float16),
     }
     np.savez_compressed(folder / "samples.npz", **samples)
-    page = report.render(report.read_run(folder))
-    assert "Maps of training images" in page and "A &lt; B is circular." in page
-    assert "reader &lt;1&gt;<br>0.250" in page and "reader 2<br>0.750" in page and "<1>" not in page
-    assert "case-3" in page and "case-4" not in page  # four images
+    shown = page.render(page.read_run(folder))
+    assert "Maps of training images" in shown and "A &lt; B is circular." in shown
+    assert "reader &lt;1&gt;<br>0.250" in shown and "reader 2<br>0.750" in shown and "<1>" not in shown
+    assert "case-3" in shown and "case-4" not in shown  # four images

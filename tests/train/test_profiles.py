@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 
-from ophjax.train import figures
-from ophjax.train.profiles import profiles
-from ophjax.train.reading import Run
+from ophjax.train.report import figures
+from ophjax.train.report.profiles import profiles
+from ophjax.train.report.reading import Run
 
 
 def run_of(samples, classes):

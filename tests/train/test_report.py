@@ -9,8 +9,8 @@ import pytest
 from fake_run import make_run, write_config
 
 from ophjax.errors import InputError
-from ophjax.train import figures, gallery, reading
-from ophjax.train.report import write_report
+from ophjax.train.report import figures, gallery, reading
+from ophjax.train.report.page import write_report
 
 VOID = {"meta", "br", "image", "use", "path", "circle", "rect", "line"}
 
@@ -294,5 +294,5 @@ def test_restored_images_stand_beside_bicubic_and_the_truth(tmp_path):
     np.savez(tmp_path / "samples.npz", **samples)
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
     assert page.text.count("bicubic ·") == 6 and page.text.count("truth") >= 6
-    assert "restored · inf dB, SSIM 1.000" in page.text and "restored · 5" in page.text
+    assert "restored · 100.00 dB, SSIM 1.000" in page.text and "restored · 5" in page.text
     assert "Sample images" not in page.text

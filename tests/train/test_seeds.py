@@ -10,10 +10,11 @@ import pytest
 
 import run
 from ophjax.errors import InputError
-from ophjax.train import loop, report
+from ophjax.train import loop
 from ophjax.train.checkpoint import Checkpoints
 from ophjax.train.logs import read_events
-from ophjax.train.reading import read_run
+from ophjax.train.report import page
+from ophjax.train.report.reading import read_run
 from ophjax.train.restore import read_single, restore
 from ophjax.train.seeds import Abreast, mean, side_by_side
 from ophjax.types import Method, TrainState
@@ -28,7 +29,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("seeds")
     command = [*COMMAND, "--runs", str(folder), "--name"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "write_report", lambda folder: folder)  # drawing takes longer than the steps
+        patch.setattr(page, "write_report", lambda folder: folder)  # drawing takes longer than the steps
         with jax.debug_key_reuse(False):  # the checker cannot follow keys under vmap
             assert run.run([*command, "both", "--seeds", "2", "--train.seed", "3"]) == 0
         for seed in ("3", "4"):
@@ -73,7 +74,7 @@ def test_together_they_are_an_ensemble(runs):
     restored = restore(runs / "both")
     batch = {name: jnp.zeros((2, *spec.shape), spec.dtype) for name, spec in restored.example.items()}
     assert restored.method.predict(jax.random.key(0), restored.state, batch)["probs"].shape[0] == 2
-    pages = [report.render(read_run(runs / name)) for name in ("both", "3")]
+    pages = [page.render(read_run(runs / name)) for name in ("both", "3")]
     assert "By seed" in pages[0] and "<td>0." in pages[0].partition("By seed")[2] and "By seed" not in pages[1]
 
 

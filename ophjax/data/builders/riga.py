@@ -95,8 +95,8 @@ def _released(root: Path) -> list[Annotated]:
                 drawn.append(() if copy is None else (path, copy))
             if not any(drawn):
                 raise InputError(
-                    f"Image {path} has no rater's copy: none of image{match[1]}-1 to image{match[1]}-{RATERS} is beside "
-                    f"it ({', '.join(ENDS)}). Add the copies, or remove the image."
+                    f"Image {path} has no rater's copy: none of image{match[1]}-1 to image{match[1]}-{RATERS} is "
+                    f"beside it ({', '.join(ENDS)}). Add the copies, or remove the image."
                 )
             name = f"{folder.name}-{match[1]}"
             records.append(Annotated(name, path, tuple(drawn), -1, name, part))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ophjax.metrics.restoration import luma_scores
-from ophjax.train.reading import Run
+from ophjax.train.report.reading import Run
 from ophjax.transforms.resizing import resize_bytes
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ophjax.errors import InputError
-from ophjax.train.figures import Curve
 from ophjax.train.logs import read_events
+from ophjax.train.report.figures import Curve
 
 BOOKKEEPING = ("event", "stage", "split", "step", "time", "images_per_s")
 """Entries of an event that are neither a score nor a loss."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ophjax.train.style import LIGHT
+from ophjax.train.report.style import LIGHT
 
 if TYPE_CHECKING:
     Array = np.ndarray

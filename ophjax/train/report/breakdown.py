@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from ophjax.train.meanings import describe
-from ophjax.train.reading import Run, is_number
+from ophjax.train.report.meanings import describe
+from ophjax.train.report.reading import Run, is_number
 
 
 def endings(run: Run) -> tuple[str, ...]:

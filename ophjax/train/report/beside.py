@@ -6,8 +6,8 @@ from html import escape
 from pathlib import Path
 
 from ophjax.errors import InputError
-from ophjax.train import figures
-from ophjax.train.reading import Run, logged, read_run, series
+from ophjax.train.report import figures
+from ophjax.train.report.reading import Run, logged, read_run, series
 
 SCORES = 3
 """Validation scores that are drawn: the first ones that both runs have."""

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from ophjax.metrics import ranking
-from ophjax.train import figures, gallery, panel
-from ophjax.train.beside import beside
-from ophjax.train.breakdown import by_domain, by_seed, endings
-from ophjax.train.figures import Curve
-from ophjax.train.meanings import MEANINGS, describe
-from ophjax.train.profiles import profiles
-from ophjax.train.reading import BOOKKEEPING, Run, decisions, elapsed, is_number, logged, read_run, series
+from ophjax.train.report import figures, gallery, panel
+from ophjax.train.report.beside import beside
+from ophjax.train.report.breakdown import by_domain, by_seed, endings
+from ophjax.train.report.figures import Curve
+from ophjax.train.report.meanings import MEANINGS, describe
+from ophjax.train.report.profiles import profiles
+from ophjax.train.report.reading import BOOKKEEPING, Run, decisions, elapsed, is_number, logged, read_run, series
+from ophjax.train.report.style import LIGHT, STYLE
 from ophjax.train.runfolder import write_whole
-from ophjax.train.style import LIGHT, STYLE
 
 OVERLAPS = ("dice", "iou", "soft_dice", "soft_iou")
 

@@ -6,9 +6,9 @@ import json
 
 import numpy as np
 
-from ophjax.train import figures
-from ophjax.train.figures import Curve
-from ophjax.train.reading import Run
+from ophjax.train.report import figures
+from ophjax.train.report.figures import Curve
+from ophjax.train.report.reading import Run
 
 
 def profiles(run: Run) -> str:

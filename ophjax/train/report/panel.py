@@ -12,9 +12,9 @@ from html import escape
 
 import numpy as np
 
-from ophjax.train import figures, gallery
-from ophjax.train.figures import Curve
-from ophjax.train.reading import Run, is_number
+from ophjax.train.report import figures, gallery
+from ophjax.train.report.figures import Curve
+from ophjax.train.report.reading import Run, is_number
 
 PICTURES = 3
 """Sample images whose maps are shown."""
