@@ -108,7 +108,7 @@ def draw(scores: Scores, patterns: tuple[str, ...], path: Path) -> None:
     left.plot(values.mean(1), rows, "o", color="#2166ac", markersize=7)
     left.set_xlabel(f"{column}: mean, seeds")
     left.set_yticks(rows, names)
-    left.invert_yaxis()
+    left.set_ylim(len(names) - 0.5, -0.5)
     right.axvline(0, color="#5b636d", linewidth=1, linestyle=":")
     for name, mine in gains.items():
         row = names.index(name)
