@@ -81,7 +81,7 @@ def go_on(run: Restored, inner: tuple[int, ...], taken: list[str]) -> str:
     usual = plain_config(method=method, data=data, train=train)
     wanted = given["method"] | {
         "inner": list(inner), "narrow": 0.0, "ratio": 0.0, "dual_steps": 0, "lr": run.config.tune_lr,
-        "steps": run.config.steps or run.config.tune_steps or method.steps, "scale": method.scale,
+        "steps": run.config.tune_steps or run.config.steps or method.steps, "scale": method.scale,
     }  # fmt: skip
     words = ["python", "experiments/run.py", "--method", "dualsr", "--preset", preset, "--data", about["data"]]
     words += ["--runs", str(run.folder.parent), "--name", f"{run.folder.name}-compact"]

@@ -8,7 +8,6 @@ import dataclasses
 import json
 import os
 import shlex
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,8 @@ from typing import Any
 import presets
 from ophjax import data as datasets
 from ophjax import methods
-from ophjax.errors import DivergedError, InputError, parse_options
+from ophjax.errors import STOPPED, DivergedError, InputError, ends_like_ctrl_c, parse_options
 from ophjax.train import host, loop
-
-STOPPED = 75
-"""Exit code of a run that was asked to stop, saved, and can go on with --resume (EX_TEMPFAIL)."""
 
 EPILOG = """\
 examples:
@@ -211,7 +207,7 @@ def seed_words(train: Any) -> str:
 def main() -> int:
     """Runs the command line; what the user can mend is one paragraph and exit code 2."""
     # Where the loop does not watch for it (while data are drawn, at the last scores) SIGTERM ends like Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    ends_like_ctrl_c()
     try:
         return run(sys.argv[1:])
     except InputError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # What is imported by name from here; loaded when it is asked for, so that ``import ophjax`` stays light.
 _LAZY = {"hyper_init": "ophjax.nets.hyperinit", "trace_graph": "ophjax.nets.graph"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -79,6 +80,16 @@ def parse_options(kind: type[T], words: Sequence[str], *, prog: str, hint: str, 
         raise InputError(f"{text.removesuffix('.')}. {hint}") from None
 
 
+STOPPED = 75
+"""The exit code of a command that was stopped and can go on (EX_TEMPFAIL)."""
+
+
+def ends_like_ctrl_c() -> None:
+    """Makes SIGTERM a ``KeyboardInterrupt``, where a signal can be handled (in the main thread)."""
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 def as_command(run: Callable[[list[str]], Any]) -> int:
     """Runs a command line as a shell wants it; returns the exit code.
 
@@ -86,13 +97,17 @@ def as_command(run: Callable[[list[str]], Any]) -> int:
       run: takes the words after the command's name; gives what there is to print, an exit code, or nothing.
 
     Returns:
-      What ``run`` gave, 0, or 2 for an ``InputError``, whose paragraph is printed.
+      What ``run`` gave, 0, 2 for an ``InputError``, whose paragraph is printed, or 75 where Ctrl-C or SIGTERM ended it.
     """
+    ends_like_ctrl_c()
     try:
         said = run(sys.argv[1:])
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("Interrupted. What was written is whole.", file=sys.stderr)
+        return STOPPED
     if isinstance(said, int):
         return said
     if isinstance(said, str):

@@ -58,6 +58,7 @@ class Stage(NamedTuple):
       enter: run once before the first step; not run when a run resumes inside the stage.
       passes: passes over the stream instead of a number of batches: the loop, which knows the batch size, makes as many
         steps of it as reach every example so often.
+      multiple: what the batch size must be a multiple of.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Stage(NamedTuple):
     balanced: bool = False
     enter: Callable[[Key, TrainState], TrainState] = keep
     passes: int = 0
+    multiple: int = 1
 
 
 class Method(NamedTuple):

@@ -375,6 +375,7 @@ def _to_bytes(path: Encoded, values: np.ndarray, largest: Any = None) -> np.ndar
         raise InputError(f"Image {path} is neither of 8 nor of 16 bits. Save it as one of these.")
     top = 65535
     largest = largest[0] if isinstance(largest, tuple) and len(largest) == 1 else largest
-    if isinstance(largest, int) and values.max() <= largest < top:
-        top = (1 << max(largest.bit_length(), 8)) - 1
+    # What the largest value in a picture happens to be says nothing: pictures of one set would differ in brightness.
+    if largest in (1023, 4095, 16383) and values.max() <= largest:
+        top = largest
     return ((values.astype(np.uint32) * 255 + top // 2) // top).astype(np.uint8)

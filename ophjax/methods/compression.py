@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ophjax.errors import InputError
 from ophjax.keys import at
 from ophjax.nets.superres import DRN, Restored, units
 from ophjax.transforms import pruning, selection
@@ -85,7 +84,10 @@ class Compression:
         config, found = self.config, []
         if self.searches:
             nets = (*self.trained, "numbers")
-            found.append(Stage("search", config.search_steps, self.search, "search", nets, enter=self.remember))
+            # Even and odd rows are of the split's two halves.
+            found.append(
+                Stage("search", config.search_steps, self.search, "search", nets, enter=self.remember, multiple=2)
+            )
         if self.learns:
             most = self.among.counts.max(1) if self.searches else self.uniform
             steps = self.greedy.steps(most)
@@ -109,16 +111,7 @@ class Compression:
 
     def search(self, key: Key, state: TrainState, batch: Batch) -> tuple[TrainState, Logs]:
         """One step of the alternation (spec, (e.1)): numbers by one half of the batch, a step of the weights ahead;
-        weights by the other half. First order (spec, (j4)); both use one gradient of the weights.
-
-        Raises:
-          InputError: the batch has an odd number of rows, which would mix the halves of the split.
-        """
-        if len(batch["image"]) % 2:
-            raise InputError(
-                f"The search deals a batch to two halves; this one has {len(batch['image'])} images. Give "
-                "--train.batch-size an even number."
-            )
+        weights by the other half. First order (spec, (j4)); both use one gradient of the weights."""
         images = self.parts.cut(at(key, "patches"), batch)
         fit, judge = ([image[half::2] for image in images] for half in (0, 1))
 

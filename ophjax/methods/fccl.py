@@ -125,7 +125,7 @@ class Config:
     the same with the gradient through it. learned: free vectors, a cosine classifier beside the linear one, which then
     also serve as the centroids of the outputs."""
     examples: int = 2400
-    """Labelled training images, of which an epoch consists (centroid_mode epoch); filled in from the data set."""
+    """Training images, of which an epoch consists (centroid_mode epoch); filled in from the data set."""
     seed_steps: int = 0
     """Batches that are first passed through the untrained net to set the centroids; 0: set as the classes appear."""
     instance_negatives: bool = False
@@ -262,7 +262,7 @@ def make(config: Config) -> Method:
         z = normalise(feature)
         if config.baseline == "supcon":
             each = contrast.supervised_contrast(z, labels, temperature=config.temperature)
-            return each, jnp.ones_like(each)
+            return each, (labels >= 0).astype(jnp.float32)
         if config.baseline == "center":
             each = contrast.center_loss(feature, labels, known.mean, seen=known.seen)
             return each, contrast.has_centroid(labels, known.seen).astype(jnp.float32)
@@ -282,16 +282,18 @@ def make(config: Config) -> Method:
             return normalise(params["proxies"]["directions"]), jnp.ones((classes,), bool)
         return centroids.directions(known), known.seen
 
-    def remember(extra: dict[str, Any], sums: ClassSums) -> dict[str, Any]:
-        """The centroids after this batch."""
+    def remember(extra: dict[str, Any], sums: ClassSums, rows: int) -> dict[str, Any]:
+        """The centroids after a batch of so many rows."""
         if not epoch:
             return {"centroids": centroids.update(extra["centroids"], sums, momentum=config.momentum)}
         sums = jax.tree.map(jnp.add, extra["sums"], sums)
-        last = sums.number.sum() >= config.examples
+        looked = extra["looked"] + rows
+        last = looked >= config.examples
         fresh = centroids.update(extra["centroids"], sums, momentum=0.0)
         return {
             "centroids": jax.tree.map(lambda new, old: jnp.where(last, new, old), fresh, extra["centroids"]),
             "sums": jax.tree.map(lambda total: jnp.where(last, 0.0, total), sums),
+            "looked": jnp.where(last, 0, looked),
         }
 
     def loss(done: jax.Array, key: Key, params: Any, extra: Any, batch: Batch) -> tuple[jax.Array, tuple[Any, Logs]]:
@@ -300,7 +302,7 @@ def make(config: Config) -> Method:
             labels = labels[others(at(key, "labels"), labels >= 0)]
         logits, feature, stats = forward(params, extra["batch_stats"], view(key, batch), train=True)
         sums = centroids.class_sums(tracked(feature), labels, classes)
-        new = remember(extra, sums)
+        new = remember(extra, sums, len(labels))
         paid = softmax_cross_entropy(logits, jnp.maximum(labels, 0))
         logs = {"cross_entropy": contrast.weighted_mean(paid, labels >= 0)} | geometry(new["centroids"])
         total = logs["cross_entropy"]
@@ -344,6 +346,8 @@ def make(config: Config) -> Method:
         extra: dict[str, Any] = {"batch_stats": {"classifier": made.get("batch_stats", {})}, "centroids": none}
         if epoch or config.seed_steps:
             extra["sums"] = ClassSums(total=none.mean, number=jnp.zeros((classes,), jnp.float32))
+        if epoch:
+            extra["looked"] = jnp.zeros((), jnp.int32)
         opt = {"classifier": begin(tx, params, trained)}
         return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt=opt, extra=extra)
 

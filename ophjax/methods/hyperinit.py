@@ -32,6 +32,7 @@ from ophjax.nets.hyperinit import Pool, make_pool, unit_bank
 from ophjax.nets.hypernet import GHN
 from ophjax.transforms.bundling import bundle
 from ophjax.transforms.centroids import normalise
+from ophjax.transforms.controls import others
 from ophjax.transforms.generation import assemble, norm_penalty, staged_switch, tile
 from ophjax.transforms.stepping import begin, descend
 from ophjax.types import Batch, Key, Logs, Method, Outputs, Pairs, Stage, TrainState
@@ -297,7 +298,7 @@ def make(config: Config) -> Method:
         if config.flip:
             batch = flip(at(key, "flip"), batch)
         if config.control == "labels":
-            order = jax.random.permutation(at(key, "labels"), len(batch["label"]))
+            order = others(at(key, "labels"), jnp.ones(len(batch["label"]), bool))
             batch = dict(batch) | {
                 name: batch[name][order] for name in ("label", "mask", "mask_weight") if name in batch
             }

@@ -190,6 +190,10 @@ def check(config: Config) -> None:
         "weight-decay": (config.weight_decay >= 0, "at least 0"),
         "segmenter-lr": (config.segmenter_lr > 0, "above 0"),
         "lr": (config.lr > 0, "above 0"),
+        "balanced": (
+            not config.balanced or config.control != "labels",
+            "False with --method.control labels: in a balanced batch another image is of another class more often",
+        ),
         "control": (
             config.control != "features" or config.baseline != "image-only",
             "a baseline that has segmentation features to shuffle",

@@ -113,11 +113,12 @@ def confusion(
     weights: Float[Array, "s n"] | None = None,
 ) -> Float[Array, "... k k"]:
     """Counts examples by true class (row) and predicted class (column)."""
-    cell = np.asarray(labels).astype(np.int64) * classes + np.asarray(predicted).astype(np.int64)
+    labels, predicted = (np.asarray(one).astype(np.int64) for one in (labels, predicted))
+    inside = (np.minimum(labels, predicted) >= 0) & (np.maximum(labels, predicted) < classes)
     cells = classes * classes
     # What is of no class goes into a cell behind the last. A table [n, k^2] for a product with the weights would be
     # 3.2 GB for 200 classes and 10,000 examples.
-    cell = np.where((cell >= 0) & (cell < cells), cell, cells)
+    cell = np.where(inside, labels * classes + predicted, cells)
     counts = np.stack([np.bincount(cell, row, cells + 1)[:cells] for row in _rows(weights, len(cell))])
     counts = counts.reshape(-1, classes, classes)
     return counts[0] if weights is None else counts

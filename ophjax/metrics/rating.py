@@ -25,7 +25,7 @@ def disputed_weights(
     disputed = (highest > lowest).any(-1).astype(jnp.float32)
     area = disputed.sum((1, 2))[:, None]
     equal = (present > 0) / jnp.maximum((present > 0).sum(-1, keepdims=True), 1)
-    return jnp.where(area > 0, jnp.einsum("bhwr,bhw->br", weights, disputed) / jnp.maximum(area, 1), equal)
+    return jnp.where(area > 0, (weights * disputed[..., None]).sum((1, 2)) / jnp.maximum(area, 1), equal)
 
 
 def rater_skill(masks: Float[Array, "b r h w c"], truth: Num[Array, "b h w c"]) -> Float[Array, "b r"]:

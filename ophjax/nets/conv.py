@@ -350,7 +350,9 @@ def _depthwise_backward(
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
     of_kernel = jnp.stack([(tap * g).sum((0, 1, 2)) for _, _, tap in _taps(x, kernel.shape[0], stride)])
-    apart = g if stride == 1 else jnp.zeros(x.shape, g.dtype).at[:, ::stride, ::stride].set(g)
+    # The gradient lies at every stride-th position, zeros between.
+    spread = [(0, n - 1 - (m - 1) * stride, stride - 1) for n, m in zip(x.shape[1:3], g.shape[1:3], strict=True)]
+    apart = lax.pad(g, jnp.zeros((), g.dtype), [(0, 0, 0), *spread, (0, 0, 0)])
     return _depthwise(apart, kernel[::-1, ::-1], 1), of_kernel.reshape(kernel.shape)
 
 

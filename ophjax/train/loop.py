@@ -129,9 +129,9 @@ def fit(
         hypernetwork, see ``train.hyper``); not called on resuming.
 
     Raises:
-      InputError: a count of the configuration is below 1, batch and devices do not fit, the checkpoint belongs to
-        something else, or a network that was to be taken over is not there or has other shapes; all of it before
-        anything is compiled.
+      InputError: a count of the configuration is below 1, batch and devices or stages do not fit, a stage's split is
+        empty, the checkpoint belongs to something else, or a network that was to be taken over is not there or has
+        other shapes; all of it before anything is compiled.
       DivergedError: a loss or gradient became NaN or infinite; the last good checkpoint is kept.
     """
     check(config)
@@ -139,6 +139,11 @@ def fit(
     meshes.connect(mesh)
     for stage in method.stages:
         require(data, stage.data)
+        if config.batch_size % stage.multiple:
+            raise InputError(
+                f"--train.batch-size is {config.batch_size}, but the stage {stage.name} of this run needs a multiple "
+                f"of {stage.multiple}."
+            )
     method = count_steps(method, data, config)
     root = root_of(config.seed)
     # Shapes first: whatever does not fit is found before memory is used.

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 def others(key: Key, among: Bool[Array, " b"]) -> Int[Array, " b"]:
     """Gives each row the number of another one, so that ``labels[others(key, labels >= 0)]`` are never an image's own.
 
-    (A plain permutation leaves each its own with probability 1 / b, from which a net learns, if slowly.)
+    (A plain permutation leaves each its own with probability 1 / b, from which a net learns, if slowly. Where a batch
+    has a fixed number of each class it is the other way round: then others are of another class more often than not.)
 
     Args:
       key: draws how many rows further on each looks, the same for all.

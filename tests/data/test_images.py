@@ -132,9 +132,9 @@ def test_previews_are_no_pages(tmp_path):
     np.testing.assert_array_equal(images.read_whole(tmp_path / "a.tif"), COLOUR)
 
 
-@pytest.mark.parametrize(("largest", "white"), [(4095, 243), (3900, 243), (65535, 15), (7, 15), (None, 15)])
+@pytest.mark.parametrize(("largest", "white"), [(4095, 243), (3900, 15), (65535, 15), (1023, 15), (None, 15)])
 def test_sixteen_bits_by_the_largest_value(tmp_path, largest, white):
-    """Twelve bits in sixteen: of a TIFF that says how far its values go, unless they go further."""
+    """Twelve bits in sixteen: of a TIFF that names that range, unless its values go further."""
     values = np.broadcast_to(np.linspace(0, 3900, 32).astype(np.uint16), (32, 32))
     path = save(tmp_path / "a.tif", values, tiffinfo={281: largest} if largest else {})
     assert images.read_whole(path).max() == white  # 3900 of 4095, or of 65535

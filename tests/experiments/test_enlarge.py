@@ -26,8 +26,6 @@ from ophjax.train.runfolder import plain_config
 from ophjax.train.tiles import upscale
 from ophjax.transforms import pruning
 
-SMOKE_TUNING = dualsr.SMOKE["tune_steps"]
-
 
 def nearest(scale):
     return lambda tile: tile.repeat(scale, 0).repeat(scale, 1)
@@ -125,8 +123,8 @@ def test_no_run(tmp_path):
 def compressed(tmp_path, monkeypatch):
     """A run that was never trained and has chosen its channels; its options are others than its preset's."""
     method, data, train = presets.preset("smoke", "dualsr", "superres")
-    changes = dict(ratio=0.5, widths="uniform", selection="magnitude", width=4, augment=True, tune_lr=3e-5, steps=0)
-    method = dataclasses.replace(method, **changes, betas=(0.5, 0.9), scale=2)
+    changes = dict(ratio=0.5, widths="uniform", selection="magnitude", width=4, augment=True, tune_lr=3e-5, steps=7)
+    method = dataclasses.replace(method, **changes, tune_steps=5, betas=(0.5, 0.9), scale=2)
     data = dataclasses.replace(data, root="my images", rounded=False, step=8)
     train = dataclasses.replace(train, batch_size=4)
     made = dualsr.make(method)
@@ -157,7 +155,7 @@ def test_the_command_that_compact_prints_goes_on_as_the_run_was(compressed):
     assert (options.runs / options.name) == folder.with_name("half-compact")
     assert options.data == compressed.data_config and options.train.batch_size == 4
     inner = tuple(int(line) for line in (folder / "compact" / "widths.txt").read_text().split())
-    wanted = dict(inner=inner, ratio=0.0, dual_steps=0, lr=3e-5, steps=SMOKE_TUNING, scale=4)
+    wanted = dict(inner=inner, ratio=0.0, dual_steps=0, lr=3e-5, steps=5, scale=4)
     assert options.method == dataclasses.replace(compressed.config, **wanted)
     assert list(options.start_from) == [f"{name}={folder / 'compact'}" for name in ("primal", "dual")]
     dualsr.make(dataclasses.replace(options.method, scale=2))

@@ -15,6 +15,7 @@ from ophjax.errors import InputError
 from ophjax.methods import dualsr
 from ophjax.metrics.restoration import luma_scores
 from ophjax.nets.superres import count_madds, inner_of, units
+from ophjax.train import loop
 from ophjax.transforms import pruning
 
 
@@ -256,11 +257,13 @@ def test_a_patch_larger_than_the_pictures_is_refused_before_the_training(batch):
         jax.eval_shape(method.init, jax.random.key(0), batch)
 
 
-def test_the_search_wants_an_even_batch(batch):
-    _, method, state = begun(batch)
-    odd = {name: value[:7] for name, value in batch.items()}
-    with pytest.raises(InputError, match=r"--train\.batch-size an even number"):
-        jax.eval_shape(stage(method, "search").step, jax.random.key(0), state, odd)
+def test_the_search_wants_an_even_batch(batch, tmp_path):
+    """Told before the first stage is trained."""
+    _, method, _ = begun(batch)
+    data = textures.make(presets.preset("smoke", "dualsr")[1])
+    with pytest.raises(InputError, match="the stage search of this run needs a multiple of 2"):
+        loop.fit(method, data, loop.Config(batch_size=7), tmp_path, about={})
+    assert not list(tmp_path.iterdir())
 
 
 def test_compact_needs_a_compressed_run(batch):

@@ -277,6 +277,12 @@ def test_images_without_a_label_teach_nothing(ours):
     (one, logs), (other, wanted) = (step(jax.random.key(1), state, batch) for batch in (some, known))
     for name in ("cross_entropy", "contrast"):
         np.testing.assert_allclose(logs[name], wanted[name], rtol=1e-5)
+    supcon, none = fccl.make(config_of(baseline="supcon")), {"label": jnp.full(8, -1, jnp.int32)}
+    assert jax.jit(supcon.stages[0].step)(jax.random.key(1), state, STREAM[0] | none)[1]["contrast"] == 0
+    epoch = fccl.make(config_of(centroid_mode="epoch", examples=8))
+    begun = loop.compile_init(epoch, STREAM[0], None)(jax.random.key(0))
+    after, _ = jax.jit(epoch.stages[0].step)(jax.random.key(1), begun, some)
+    assert after.extra["centroids"].count.tolist() == [1, 1, 0, 0] and after.extra["looked"] == 0
     np.testing.assert_allclose(one.extra["centroids"].mean, other.extra["centroids"].mean, atol=1e-6)
     rows = {"probs": np.eye(4)[[0, 1, 3]], "cosines": np.eye(4)[[0, 1, 3]], "label": np.array([0, 1, -1])}
     assert fccl.score(rows, ordinal=False)["accuracy"] == 1

@@ -101,6 +101,12 @@ def test_shuffled_labels_are_the_only_thing_a_control_changes():
     _, plain = jax.jit(one.stages[0].step)(key, state, data)
     _, shuffled = jax.jit(two.stages[0].step)(key, state, data)
     assert float(plain["child_loss"]) != float(shuffled["child_loss"])
+    pair = {name: value[:2] for name, value in data.items()}
+    losses = [
+        float(jax.jit(method.stages[0].step)(key, state, pair | {"label": jnp.array(label)})[1]["child_loss"])
+        for method, label in ((two, [0, 1]), (one, [1, 0]), (one, [0, 1]))
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5) and abs(losses[0] - losses[2]) > 1e-4, "the other's label"
     alike = data | {"label": jnp.zeros(8, jnp.int32)}
     _, plain = jax.jit(one.stages[0].step)(key, state, alike)
     _, shuffled = jax.jit(two.stages[0].step)(key, state, alike)

@@ -241,6 +241,7 @@ def test_the_weight_of_the_dice_loss(ours, batch):
         ({"low_level": ()}, "--method.low-level"),
         ({"low_level": (2, 1)}, "--method.low-level"),
         ({"positive_weight": 0.0}, "--method.positive-weight"),
+        ({"balanced": True, "control": "labels"}, "--method.balanced"),
         ({"segmentation_weight": -1.0}, "--method.segmentation-weight"),
         ({"scales": (4,)}, "--method.scales"),
         ({"steps": 0}, "--method.steps"),

@@ -3,6 +3,7 @@
 import html.parser
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -218,6 +219,21 @@ def test_outline_of_a_square_by_hand():
     # A region that fills the image is closed along the border.
     full = np.array(re.findall(r"(\d+\.\d),(\d+\.\d)", gallery.outline(np.ones((10, 10)))), float)
     np.testing.assert_array_equal([full.min(), full.max()], [0, 100])
+
+
+def test_labels_that_are_not_known():
+    """They are neither right nor wrong, and the curves are of the others."""
+    probs = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]])
+    samples = {"image": np.zeros((3, 2, 2, 3)), "label": np.array([0, -1, 0]), "probs": probs}
+    wrong, right = gallery.choose(samples)
+    assert wrong == [2] and sorted(right) == [0, 1]
+    rows = [{"prob": str(p), "predicted": str(int(p > 0.5)), "label": label} for p, label in ((0.1, "0"), (0.8, "-1"))]
+    run = SimpleNamespace(predictions=rows, config={"classes": ["no", "yes"]}, samples=samples)
+    found = reading.decisions(run)
+    assert found[1].tolist() == [0] and found[2].tolist() == [0]
+    run.predictions = rows[1:]
+    assert reading.decisions(run) is None
+    assert "label not known" in gallery.caption(run, 1) and "✗ wrong" in gallery.caption(run, 2)[1]
 
 
 def test_samples_chosen_are_wrong_and_right_ones():

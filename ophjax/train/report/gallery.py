@@ -175,8 +175,9 @@ def choose(samples: Mapping[str, Array]) -> tuple[list[int], list[int]]:
     if probs is None:
         return [], list(range(min(PICTURES, len(samples["image"]))))
     label, predicted = np.asarray(samples["label"]), probs.argmax(1)
-    wrong = [int(i) for i in np.argsort(-probs.max(1), kind="stable") if predicted[i] != label[i]]
-    queues = [[int(i) for i in np.flatnonzero((predicted == label) & (label == k))] for k in np.unique(label)]
+    wrong = [int(i) for i in np.argsort(-probs.max(1), kind="stable") if 0 <= label[i] != predicted[i]]
+    # Images whose label is not known take their turn with the right ones.
+    queues = [[int(i) for i in np.flatnonzero((label == k) & ((predicted == k) | (k < 0)))] for k in np.unique(label)]
     right = []
     while any(queues):
         right += [queue.pop(0) for queue in queues if queue]
@@ -211,6 +212,8 @@ def caption(run: Run, i: int) -> list[str]:
     shown = 1 if len(classes) == 2 else predicted
     mark = '<b class="right">✓ right</b>' if label == predicted else '<b class="wrong">✗ wrong</b>'
     probability = f"P({html.escape(classes[shown])}) = {probs[i, shown]:.2f}"
+    if label < 0:
+        return [name, "label not known", probability]
     return [name, f"{mark} · label <b>{html.escape(classes[label])}</b>", probability]
 
 

@@ -13,7 +13,7 @@ MEANINGS = {
     "accuracy": ("Accuracy", "share of all examples that are classified correctly"),
     "ensemble_accuracy": ("Accuracy of the pool", "of the mean of its classifiers' probabilities"),
     "retrieval": ("Retrieval", "share of images whose other view is the most similar one of the batch"),
-    "restored": ("Restoration", "minus the squared error of images restored from noise, the image being -1 to 1"),
+    "restored": ("Restoration", "minus the squared error of images restored from noise, the image being -2 to 2"),
     "sensitivity": ("Sensitivity", "share of the positive examples that are found"),
     "balanced_accuracy": ("Balanced accuracy", "mean over the classes of the share of each that is recognised"),
     "specificity": ("Specificity", "share of the negative examples that are recognised as such"),

@@ -128,7 +128,8 @@ def elapsed(events: Iterable[Mapping[str, Any]]) -> float:
 
 
 def decisions(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]] | None:
-    """Reads probabilities [n, k], labels, predicted classes and class names; None where there are none."""
+    """Reads probabilities [n, k], labels, predicted classes and class names of the images whose label is known; None
+    where there are none."""
     rows, classes = run.predictions, [str(name) for name in run.config.get("classes", [])]
     if not rows or len(classes) < 2:
         return None
@@ -140,6 +141,10 @@ def decisions(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]] 
         return None
     if columns == ["prob"]:
         probs = np.concatenate([1 - probs, probs], 1)
+    known = labels >= 0
+    probs, labels, predicted = probs[known], labels[known], predicted[known]
+    if not known.any():
+        return None
     indices = np.concatenate([labels, predicted])
     fits = probs.shape[1] == len(classes) and indices.min() >= 0 and indices.max() < len(classes)
     return (probs, labels, predicted, classes) if fits and np.isfinite(probs).all() else None
