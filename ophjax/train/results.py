@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ophjax.data.sources import Dataset
+from ophjax.data.sources import Dataset, Subset
 from ophjax.keys import at
 from ophjax.train import mesh as meshes
 from ophjax.train.evaluate import compile_forward, gather
@@ -122,9 +122,13 @@ def class_columns(probs: np.ndarray) -> dict[str, list]:
 
 
 def draw_samples(data: Dataset, config: Config, fitted: Fitted, key: jax.Array) -> dict[str, np.ndarray]:
-    """Takes the first test batch with its maps (masks, attention), for the report's pictures."""
-    with closing(eval_split(data, "test", config, fitted.mesh)) as batches:
-        batch = next(batches)
+    """Takes a batch from all over the test split with its maps (masks, attention), for the report's pictures."""
+    source = require(data, "test")
+    places = np.linspace(0, len(source) - 1, min(config.batch_size, len(source))).round().astype(np.int32)
+    some = data._replace(splits={"test": Subset(source, places)})
+    with closing(eval_split(some, "test", config, fitted.mesh)) as batches:
+        batch = dict(next(batches))
+    batch["index"] = np.where(batch["index"] < 0, -1, places[batch["index"]])
     placed = meshes.place(batch, fitted.mesh)
     rows, maps = fitted.forward(at(key, 0), fitted.state, placed)
     if jax.process_count() > 1:
