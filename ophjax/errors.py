@@ -106,7 +106,7 @@ def as_command(run: Callable[[list[str]], Any]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("Interrupted. What was written is whole.", file=sys.stderr)
+        print("Interrupted.", file=sys.stderr)
         return STOPPED
     if isinstance(said, int):
         return said

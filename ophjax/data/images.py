@@ -126,7 +126,7 @@ def read_image(path: Encoded, size: int | tuple[int, int], box: Box = WHOLE) -> 
 
     Grey is repeated over the channels, palettes are looked up, transparency is dropped, EXIF orientation is applied.
     Grey of 16 bits is scaled to 8 over its full range, so that 10 to 14 bits stored in 16 come out dark; of a TIFF
-    whose MaxSampleValue fits its pixels, over the bits which that value fills. The resize is antialiased bilinear. It
+    whose MaxSampleValue is 1023, 4095 or 16383, over that range. The resize is antialiased bilinear. It
     stretches rather than pads, as the authors' loaders do: mask and image are stretched alike, and no border has to be
     ignored by losses and scores.
 

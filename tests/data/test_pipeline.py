@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from made_source import counted
 
 from ophjax.data.pipeline import eval_batches, train_batches
 from ophjax.data.sources import Arrays, Balanced, Cached, Joined, Subset, Unlabelled
@@ -221,16 +222,7 @@ def test_little_is_read_ahead():
 @pytest.mark.parametrize(("bytes_each", "ahead"), [(1 << 27, 2), (1 << 30, 1), (0, 5)])
 def test_fewer_large_batches_are_read_ahead(bytes_each, ahead):
     """Half a gigabyte of them, or one; what a source says of itself is heard through those around it."""
-    read = []
-
-    class Large(Arrays):
-        example_bytes = bytes_each
-
-        def __getitem__(self, index):
-            read.append(index)
-            return super().__getitem__(index)
-
-    source = Large([str(i) for i in range(100)], {"image": np.zeros((100, 2, 2, 3), np.uint8)})
+    source, read = counted(bytes_each)
     batches = train_batches(Subset(Cached(source), range(100)), batch_size=2, seed=0, threads=3)
     next(batches)
     time.sleep(0.2)

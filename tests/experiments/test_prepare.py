@@ -5,11 +5,11 @@ import dataclasses
 
 import numpy as np
 import pytest
+from made_source import counted
 from PIL import Image
 
 import prepare
 from ophjax import data as datasets
-from ophjax.data.sources import Arrays
 from ophjax.errors import InputError
 
 
@@ -50,16 +50,7 @@ def test_check_and_write_and_train_from_it(own, tmp_path, capsys):
 @pytest.mark.parametrize(("bytes_each", "most"), [(0, 64), (1 << 27, 4), (1 << 30, 1)])
 def test_few_large_examples_are_read_at_a_time(bytes_each, most):
     """Half a gigabyte of them, or one."""
-    read = []
-
-    class Large(Arrays):
-        example_bytes = bytes_each
-
-        def __getitem__(self, index):
-            read.append(index)
-            return super().__getitem__(index)
-
-    source = Large([str(i) for i in range(100)], {"image": np.zeros((100, 2, 2, 3), np.uint8)})
+    source, read = counted(bytes_each)
     found = prepare.read("train", source, 0, [])
     for _ in range(most):
         next(found)
