@@ -33,7 +33,7 @@ from ophjax.nets.hypernet import GHN
 from ophjax.transforms.bundling import bundle
 from ophjax.transforms.centroids import normalise
 from ophjax.transforms.controls import others
-from ophjax.transforms.generation import assemble, norm_penalty, staged_switch, tile
+from ophjax.transforms.generation import assemble, norm_penalty, staged_scan, tile
 from ophjax.transforms.stepping import begin, descend
 from ophjax.types import Batch, Key, Logs, Method, Outputs, Pairs, Stage, TrainState
 
@@ -253,10 +253,11 @@ def make(config: Config) -> Method:
         return noisy * kept[:, : image.shape[1], : image.shape[2]]
 
     def branch(pool: Pool, child: int) -> Callable[..., tuple[jax.Array, Any]]:
-        """The loss of one child: of its bank (and the projection), its batch statistics, and the images."""
+        """The loss of one child: of its bank (and the projection), the batch statistics of all, and the images."""
         arch, module, name = archs[child], pool.modules[child], f"child{child}"
 
-        def loss(x: Any, every: Any, key: Key, batch: Batch) -> tuple[jax.Array, Any]:
+        def loss(x: Any, every: Any, turn: jax.Array, key: Key, batch: Batch) -> tuple[jax.Array, Any]:
+            key = at(key, turn)
             tensors = assemble(pool.pieces[child], x["bank"], normalise=config.normalise)
             params = pool.tree_of(child, tensors)
             weight = batch["weight"]
@@ -303,17 +304,13 @@ def make(config: Config) -> Method:
                 name: batch[name][order] for name in ("label", "mask", "mask_weight") if name in batch
             }
         picks = jax.random.choice(at(key, "children"), config.pool, (config.meta_batch,), replace=False)
-        banks = pool.banks(ghn, params["hyper"], picks)
-        child_loss = staged_switch([branch(pool, child) for child in range(config.pool)])
-
-        def one(stats: Any, inputs: Any) -> tuple[Any, tuple[jax.Array, jax.Array]]:
-            number, pick, bank = inputs
-            x = {"bank": bank, "projection": params.get("projection", {})}
-            total, (stats, value) = child_loss(pick, x, stats, at(key, "child", number), batch)
-            return stats, (total, value)
-
-        numbers = jnp.arange(config.meta_batch)
-        stats, (totals, values) = jax.lax.scan(one, extra["batch_stats"], (numbers, picks, banks))
+        shared = params.get("projection", {})
+        xs = {
+            "bank": pool.banks(ghn, params["hyper"], picks),
+            "projection": jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(picks), *leaf.shape)), shared),
+        }
+        children = staged_scan([branch(pool, child) for child in range(config.pool)])
+        stats, (totals, values) = children(picks, xs, extra["batch_stats"], at(key, "child"), batch)
         return totals.mean(), ({"batch_stats": stats}, {"child_loss": values.mean(), "worst_child": values.max()})
 
     def init(key: Key, batch: Batch) -> TrainState:

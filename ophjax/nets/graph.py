@@ -37,6 +37,7 @@ class ModuleGraph:
         same: factors on features, class tokens, complex ones.
       head: paths of the last weight before each end of the graph, and of its bias.
       shapes: (path, shape, dtype) of all parameters in tree order.
+      statistics: the same of the running batch statistics.
     """
 
     nodes: tuple[Node, ...]
@@ -44,6 +45,7 @@ class ModuleGraph:
     fallback: tuple[tuple[Path, str], ...]
     head: tuple[Path, ...]
     shapes: tuple[tuple[Path, tuple[int, ...], str], ...]
+    statistics: tuple[tuple[Path, tuple[int, ...], str], ...]
 
     def first_uses(self) -> dict[Path, tuple[int, Leaf]]:
         """Where each predicted tensor is decoded from: its node and leaf; together with ``fallback`` all tensors."""
@@ -164,9 +166,9 @@ def trace_graph(module: nn.Module, *example_args: Any, train_kwargs: Mapping[str
     leaves = {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     if not leaves:
         raise InputError(f"{kind} has no parameters with such inputs; there is nothing to initialise.")
-    stats = {_path(path)[:-1] for path, _ in jax.tree_util.tree_leaves_with_path(variables.get("batch_stats", {}))}
+    stats = {_path(path): x for path, x in jax.tree_util.tree_leaves_with_path(variables.get("batch_stats", {}))}
     shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
-    tracer = Tracer(shapes, {path: str(leaf.dtype) for path, leaf in leaves.items()}, stats)
+    tracer = Tracer(shapes, {path: str(leaf.dtype) for path, leaf in leaves.items()}, {path[:-1] for path in stats})
     own: list[Any] = [{path: tuple((i,) for i in range(len(shape)))} for path, shape in shapes.items()]
     constants: list[Any] = [{}] * len(jax.tree.leaves(variables))
     nodes, edges, reasons = tracer.run_all(jaxpr, [*own, *constants], len(arrays))
@@ -175,7 +177,7 @@ def trace_graph(module: nn.Module, *example_args: Any, train_kwargs: Mapping[str
         tuple(edges),
         tuple(reasons.items()),
         _head(nodes, edges),
-        tuple((path, shape, str(leaves[path].dtype)) for path, shape in shapes.items()),
+        *(tuple((path, tuple(x.shape), str(x.dtype)) for path, x in some.items()) for some in (leaves, stats)),
     )
 
 

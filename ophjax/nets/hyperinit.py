@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from ophjax.errors import InputError, unknown
 from ophjax.keys import at
@@ -184,23 +185,15 @@ class Pool(NamedTuple):
 
     def tree_of(self, child: int, tensors: Mapping[Path, jax.Array]) -> Any:
         """A child's parameter tree; what the hypernetwork does not predict is zero (children have no such thing)."""
-        tree: dict[str, Any] = {}
-        for path, shape, dtype in self.graphs[child].shapes:
-            node = tree
-            for name in path[:-1]:
-                node = node.setdefault(name, {})
-            node[path[-1]] = tensors[path] if path in tensors else jnp.zeros(shape, dtype)
-        return tree
+        shapes = self.graphs[child].shapes
+        return unflatten_dict(
+            {path: tensors[path] if path in tensors else jnp.zeros(shape, dtype) for path, shape, dtype in shapes}
+        )
 
     def statistics(self, child: int) -> Any:
         """A child's batch statistics at the start, empty where it has none: means 0, variances 1."""
-        image = jax.ShapeDtypeStruct((2, *self.image), jnp.float32)
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        module = self.modules[child]
-        shapes = jax.eval_shape(lambda key, x: module.init(key, x, train=False), key, image).get("batch_stats", {})
-        return jax.tree.map_with_path(
-            lambda path, leaf: jnp.full(leaf.shape, path[-1].key == "var", leaf.dtype), shapes
-        )
+        found = self.graphs[child].statistics
+        return unflatten_dict({path: jnp.full(shape, path[-1] == "var", dtype) for path, shape, dtype in found})
 
 
 @functools.lru_cache(maxsize=8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from ophjax.nets.networks import find_networks
 from ophjax.train.checkpoint import Checkpoints
 from ophjax.train.logs import say
 from ophjax.train.restore import fill, read_single
+from ophjax.transforms.generation import Path as Place
 from ophjax.transforms.generation import postprocess
 from ophjax.types import Key, Method, TrainState
 
@@ -87,7 +88,7 @@ def starter(source: str, method: Method, key: Key, batch: Any) -> Callable[[Trai
         pieces, _ = lay_out(graph, ghn.config)
         say(f"--init: {name}: {len(pieces)} of {len(graph.shapes)} parameter tensors from {source}, the rest as usual.")
         if pieces:
-            makers[name] = _maker(ghn, ghn_params, graph)
+            makers[name] = _maker(ghn, ghn_params, graph, [piece.path for piece in pieces])
     if not makers:
         raise InputError(f"--init {source}: this method has no network that can be predicted.")
 
@@ -104,8 +105,8 @@ def starter(source: str, method: Method, key: Key, batch: Any) -> Callable[[Trai
     return start
 
 
-def _maker(ghn: GHN, ghn_params: Any, graph: ModuleGraph) -> Callable[[Any, Key], Any]:
-    """``tree = make(old, key)``: the old tree with the predicted tensors in it, on the same devices.
+def _maker(ghn: GHN, ghn_params: Any, graph: ModuleGraph, order: Sequence[Place]) -> Callable[[Any, Key], Any]:
+    """``tree = make(old, key)``: the old tree with the predicted tensors, in ``order``, in it, on the same devices.
 
     A tensor of several axes that the module starts at zero on purpose (the last one of a residual branch) stays zero.
     """
@@ -114,8 +115,6 @@ def _maker(ghn: GHN, ghn_params: Any, graph: ModuleGraph) -> Callable[[Any, Key]
     def predict(ghn_params: Any, key: Key) -> Any:
         tensors, pieces = predict_params(ghn, ghn_params, graph)
         return list(postprocess(key, tensors, pieces, noise=NOISE, spread="he").values())
-
-    order = [piece.path for piece in lay_out(graph, ghn.config)[0]]
 
     def make(old: Any, key: Key) -> Any:
         made = dict(zip(order, predict(ghn_params, key), strict=True))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,6 @@ from ophjax.types import Key
 
 Bank = Mapping[str, jax.Array]
 Path = tuple[str, ...]
-T = TypeVar("T")
 
 VECTOR = "vector"
 """The bank's entry of norms and biases; kernels lie under their size, such as ``3x3``."""
@@ -180,28 +179,48 @@ def _spread_of_correlation(matrix: jax.Array) -> jax.Array:
     return jnp.std(unit @ unit.T)
 
 
-def staged_switch(branches: Sequence[Callable[..., tuple[jax.Array, T]]]) -> Callable[..., tuple[jax.Array, T]]:
-    """Chooses one of several losses by number, each of which is differentiated within itself.
+def staged_scan(branches: Sequence[Callable[..., tuple[jax.Array, Any]]]) -> Callable[..., tuple[Any, Any]]:
+    """Goes through losses one after the other, each chosen by number and differentiated within itself.
 
-    ``value, aux = staged(pick, x, *rest)`` gives ``branches[pick](x, *rest)``, value a scalar, and its gradient in
-    ``x``; ``rest`` gets none. Reverse mode through ``lax.switch`` would store the intermediate values of all branches
-    side by side, and what made ``x`` would be differentiated inside each of them. Here only the gradient in ``x``
-    leaves a branch, is computed with the value, and is pulled back once: exact reverse mode in stages (section (e)).
+    ``carry, (values, aux) = staged(picks, xs, carry, *rest)``: turn ``i`` is ``branches[picks[i]](xs[i], carry, i,
+    *rest) = (value, (carry, aux))``, ``value`` a scalar; ``xs``, ``values`` and ``aux`` are stacked along their first
+    axis. Values have their gradient in ``xs``; nothing else has one.
 
-    >>> staged = staged_switch([lambda x: ((x * x).sum(), ()), lambda x: (x.sum(), ())])
-    >>> jax.grad(lambda x: staged(jnp.array(0), x)[0])(jnp.array([1.0, 2.0])).tolist()
-    [2.0, 4.0]
+    Reverse mode through ``lax.switch`` would store the intermediate values of all branches side by side, and what made
+    ``xs`` would be differentiated inside each of them. Here only the gradient in ``xs`` leaves a branch, is computed
+    with the value, and is pulled back once: exact reverse mode in stages (section (e)). The scan lies within, so that
+    JAX, which looks for what a scan must differentiate again and again, reads every branch once.
+
+    >>> branches = [lambda x, carry, i: ((x * x).sum(), (carry, i)), lambda x, carry, i: (x.sum(), (carry, i))]
+    >>> staged = staged_scan(branches)
+    >>> picks, xs = jnp.array([1, 0]), jnp.array([[1.0, 2.0], [3.0, 4.0]])
+    >>> jax.grad(lambda xs: staged(picks, xs, ())[1][0].sum())(xs).tolist()
+    [[1.0, 1.0], [6.0, 8.0]]
     """
 
+    def turns(branches: Sequence[Callable[..., Any]], picks: jax.Array, xs: Any, carry: Any, rest: Any) -> Any:
+        def turn(carry: Any, given: Any) -> Any:
+            number, pick, x = given
+            found, gradient = jax.lax.switch(pick, branches, x, carry, number, *rest)
+            value, (carry, aux) = found
+            return carry, (value, aux, gradient)
+
+        carry, (values, aux, gradients) = jax.lax.scan(turn, carry, (jnp.arange(len(picks)), picks, xs))
+        return (carry, (values, aux)), gradients
+
     @jax.custom_vjp
-    def staged(pick: jax.Array, x: Any, rest: tuple[Any, ...]) -> tuple[jax.Array, T]:
-        return jax.lax.switch(pick, branches, x, *rest)
+    def staged(picks: jax.Array, xs: Any, carry: Any, rest: tuple[Any, ...]) -> tuple[Any, Any]:
+        return turns([lambda *given, b=branch: (b(*given), ()) for branch in branches], picks, xs, carry, rest)[0]
 
-    def forward(pick: jax.Array, x: Any, rest: tuple[Any, ...]) -> tuple[tuple[jax.Array, T], Any]:
-        return jax.lax.switch(pick, [jax.value_and_grad(branch, has_aux=True) for branch in branches], x, *rest)
+    def forward(picks: jax.Array, xs: Any, carry: Any, rest: tuple[Any, ...]) -> tuple[tuple[Any, Any], Any]:
+        return turns([jax.value_and_grad(branch, has_aux=True) for branch in branches], picks, xs, carry, rest)
 
-    def backward(gradient: Any, cotangents: tuple[jax.Array, Any]) -> tuple[None, Any, None]:
-        return None, jax.tree.map(lambda leaf: (cotangents[0] * leaf).astype(leaf.dtype), gradient), None
+    def backward(gradients: Any, cotangents: tuple[Any, Any]) -> tuple[None, Any, None, None]:
+        values = cotangents[1][0]
+        pulled = jax.tree.map(
+            lambda leaf: (values.reshape(-1, *[1] * (leaf.ndim - 1)) * leaf).astype(leaf.dtype), gradients
+        )
+        return None, pulled, None, None
 
     staged.defvjp(forward, backward)
-    return lambda pick, x, *rest: staged(pick, x, rest)
+    return lambda picks, xs, carry, *rest: staged(picks, xs, carry, rest)

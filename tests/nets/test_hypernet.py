@@ -18,7 +18,7 @@ from ophjax.nets.features import CHANNELS, SIDES, GHNConfig, featurise, lay_out,
 from ophjax.nets.graph import call_options, trace_graph
 from ophjax.nets.hyperinit import hyper_init, make_pool, predict_params, recalibrate, unit_bank
 from ophjax.nets.hypernet import GHN, Decoder
-from ophjax.transforms.generation import assemble, staged_switch
+from ophjax.transforms.generation import assemble, staged_scan
 
 SMALL = GHNConfig(width=16, layers=2, heads=2, channels=8, side=3, classes=4)
 IMAGE = jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.float32)
@@ -322,19 +322,18 @@ def test_staged_gradients_of_a_pool_equal_monolithic_ones(trained):
     image, labels = jax.random.normal(jax.random.key(1), (4, 16, 16, 3)), jnp.arange(4)
 
     def branch(child):
-        return lambda bank: (
+        return lambda bank, carry, turn: (
             child_loss(
                 pool.modules[child], pool.tree_of(child, assemble(pool.pieces[child], bank)), pool.statistics(child),
                 image, labels,
             ),
-            (),
+            (carry, ()),
         )  # fmt: skip
 
     def staged(params):
-        chosen = staged_switch([branch(0), branch(1)])
         picks = jnp.array([1, 0])
-        scan = jax.lax.scan(lambda _, x: (None, chosen(*x)[0]), None, (picks, pool.banks(ghn, params, picks)))
-        return scan[1].mean()
+        children = staged_scan([branch(0), branch(1)])
+        return children(picks, pool.banks(ghn, params, picks), ())[1][0].mean()
 
     def monolithic(params):
         losses = []
