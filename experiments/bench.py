@@ -9,7 +9,8 @@ With --memory BATCH the memory that --dry-run tells is compared with what a proc
 With --peer torch the steps are timed in turns with those of the same networks written in plain PyTorch.
 With --variants the last stage's step and the prediction are timed in turns with those of other variants; with
 --convolutions the library's convolutions are timed in turns with plain lax; with --dfgt DiFF's search for many images
-in one program is timed against Python loops over the images; with --hyper the hypernetwork's own costs are timed.
+in one program is timed against Python loops over the images; with --hyper the hypernetwork's own costs are timed; with
+--compact RATIO the paper's super-resolution net is timed in turns with one that lacks this share of its channels.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from collections.abc import Callable
 from typing import Any
 
 import presets
-from costs import memory, seeds
+from costs import memory, narrow, seeds
 from costs.hypernetwork import hypernetwork
 from costs.measuring import in_turns
 from costs.search import search_rates
@@ -49,6 +50,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--dfgt", type=int, metavar="IMAGES", help="time DiFF's search for so many images instead")
     parser.add_argument("--size", type=int, default=256, help="with --dfgt: side of the images")
     parser.add_argument("--hyper", action="store_true", help="time a hypernetwork: tracing, predicting, training")
+    parser.add_argument("--compact", type=float, metavar="RATIO", help="time a compact super-resolution net instead")
     parser.add_argument("--cold", action="store_true", help="time compiling, without and with the cache of programs")
     parser.add_argument("--devices", type=int, metavar="N", help="so many virtual CPU devices share the batch")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), help="type of the activations")
@@ -324,6 +326,8 @@ def main() -> int:
         try:
             if options.peer:
                 timing.describe(found := timing.against_torch(options, Bench))
+            elif options.compact:
+                narrow.describe(found := narrow.against_dense(options.compact, options.steps))
             elif options.memory:
                 memory.describe(found := memory.against_estimate(options))
             elif options.seeds:

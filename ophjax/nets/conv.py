@@ -315,8 +315,8 @@ def _input_gradient(g: jax.Array, kernel: jax.Array, shape: tuple[int, ...], str
 
 def _kernel_gradient(x: jax.Array, g: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
     # Channels take the place of the batch and the batch that of the channels summed over.
-    if stride == 1 and 4 * g.shape[3] <= x.shape[3]:
-        # The side that slides should be the narrower one.
+    if stride == 1 and g.shape[3] <= x.shape[3]:
+        # The side that slides should be the narrower one, on which XLA builds windows.
         low = size - 1 - padding
         turned = lax.conv_general_dilated(
             g.transpose(3, 1, 2, 0), x.transpose(1, 2, 0, 3), (1, 1), [(low, low)] * 2, dimension_numbers=_NHWC

@@ -1,5 +1,6 @@
 """bench.py measures a method's stages: compiling, steps, operations, pipeline."""
 
+import functools
 import json
 import os
 import subprocess
@@ -9,6 +10,9 @@ import jax
 import pytest
 
 import bench
+from costs import narrow
+from ophjax.errors import InputError
+from ophjax.methods import dualsr
 from ophjax.train import host
 
 
@@ -73,3 +77,17 @@ def test_the_dry_runs_memory_against_a_process(tmp_path):
 def test_a_process_with_several_devices_is_refused(measured):
     code, _, complaint = measured("--method", "fccl", "--memory", "64")
     assert code == 2 and "one CPU device" in complaint
+
+
+def test_a_compact_net_is_timed_against_the_dense_one(monkeypatch, capsys):
+    monkeypatch.setattr(narrow, "SIDES", (8,))
+    monkeypatch.setattr(narrow, "BATCH", 1)
+    monkeypatch.setattr(narrow, "SCALE", 2)
+    monkeypatch.setattr(dualsr, "Config", functools.partial(dualsr.Config, blocks=1, width=8))
+    found = narrow.against_dense(0.5, 2)
+    assert 0.4 < found["multiply_adds"] < 0.6
+    assert all(found["sides"][8][what]["median"] > 0 for what in ("step", "prediction"))
+    narrow.describe(found)
+    assert "without 50% of its channels" in capsys.readouterr().out
+    with pytest.raises(InputError, match="narrow"):
+        narrow.against_dense(1.5, 2)
