@@ -72,7 +72,7 @@ def run(argv: list[str]) -> int:
         raise InputError(f"{out} cannot be made: {error}. Give an --out folder that can be written.") from error
     writer = writing.Writer(
         out, classes=found.classes, regions=found.regions, levels=levels, exclusive=found.method.exclusive,
-        overlays=not options.no_overlays, arrays=not options.no_arrays,
+        ordinal=found.method.ordinal, overlays=not options.no_overlays, arrays=not options.no_arrays,
     )  # fmt: skip
     skipped: list[predict.Skipped] = []
     with tqdm(total=len(inputs), unit="file", disable=not sys.stderr.isatty()) as bar:

@@ -261,6 +261,9 @@ def make(config: Config) -> Method:
         return found
 
     stages = tuple(stage for part in parts.values() for stage in part.stages)
-    submit = partial(write_submission, ordinal=config.head == "ordinal")
+    ordinal = config.head == "ordinal"
+    submit = partial(write_submission, ordinal=ordinal)
     watch = "total" if len(tasks) == len(TASKS) else {"grading": "kappa"}.get(tasks[0], f"score_{tasks[0]}")
-    return Method(init, stages, predict, metrics, scores, watch, submit=submit, exclusive="nested")
+    return Method(
+        init, stages, predict, metrics, scores, watch, submit=submit, exclusive="nested", ordinal=ordinal
+    )  # fmt: skip

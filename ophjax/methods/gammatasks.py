@@ -160,7 +160,7 @@ def grading(config: Config) -> Part:
         if not known.any():
             return {}
         probs, labels = gathered["probs"][known], gathered["label"][known]
-        grades = gamma.choose_grades(probs, ordinal=ordinal)
+        grades = ranking.choose_classes(probs, ordinal=ordinal)
         found = {"kappa": gamma.kappa(grades, labels, classes=k)}
         found["score_grading"] = gamma.grading_score(found["kappa"])
         found |= ranking.classification_scores(probs, labels)
@@ -355,12 +355,12 @@ def write_submission(
 ) -> None:
     """Writes the official files of what was predicted; masks at the original size, background around the frame.
 
-    Grades other than the official three are left out. ``ordinal``: see ``metrics.gamma.choose_grades``.
+    Grades other than the official three are left out. ``ordinal``: see ``metrics.ranking.choose_classes``.
     """
     grades, foveas = [], []
     for name, example in examples:
         if "probs" in example and len(example["probs"]) == len(gamma.GRADES):
-            best = gamma.choose_grades(example["probs"][None], ordinal=ordinal)[0]
+            best = ranking.choose_classes(example["probs"][None], ordinal=ordinal)[0]
             grades.append((name, *(int(i == best) for i in range(len(gamma.GRADES)))))
         if "fovea_found" in example:
             point = example["fovea_found"]

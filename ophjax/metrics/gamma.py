@@ -87,16 +87,6 @@ def kappa(
     return 1.0 if np.isnan(found) else found
 
 
-def choose_grades(probs: Float[np.ndarray, "n k"], *, ordinal: bool = False) -> Int[np.ndarray, " n"]:
-    """Decides on the most probable grade, or with ``ordinal`` on the number of k with P(grade >= k) above one half.
-
-    The latter is the number of positive logits of an ordinal head (GAMMA spec, section (d) D2), where they fall with k.
-    """
-    if not ordinal:
-        return probs.argmax(1)
-    return (np.cumsum(probs[:, :0:-1].astype(np.float64), 1) > 0.5).sum(1)
-
-
 def fovea_distances(
     found: Float[np.ndarray, "n 2"], truth: Float[np.ndarray, "n 2"], sizes: Float[np.ndarray, "n 2"]
 ) -> Float[np.ndarray, " n"]:

@@ -171,6 +171,16 @@ def binary_scores(
     }
 
 
+def choose_classes(probs: Float[Array, "n k"], *, ordinal: bool = False) -> Int[Array, " n"]:
+    """Decides on the most probable class, or with ``ordinal`` on the number of k with P(class >= k) above one half.
+
+    The latter is the number of positive logits of an ordinal head (GAMMA spec, section (d) D2), where they fall with k.
+    """
+    if not ordinal:
+        return probs.argmax(1)
+    return (np.cumsum(probs[:, :0:-1].astype(np.float64), 1) > 0.5).sum(1)
+
+
 def multiclass_scores(
     probs: Float[Array, "n k"], labels: Int[Array, " n"], *, weights: Float[Array, "s n"] | None = None
 ) -> dict[str, Array]:

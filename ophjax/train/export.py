@@ -128,6 +128,7 @@ def export_run(run: Any, out: Path, *, licence: str = "") -> dict[str, Any]:
         "classes": list(run.classes),
         "regions": list(run.regions),
         "exclusive": run.method.exclusive,
+        "ordinal": run.method.ordinal,
         "checkpoint": run.step,
         "scores": test_scores(run.folder, run.step),
         "caution": run.about.get("caution", ""),

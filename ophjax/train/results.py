@@ -16,6 +16,7 @@ import numpy as np
 
 from ophjax.data.sources import Dataset, Subset
 from ophjax.keys import at
+from ophjax.metrics import ranking
 from ophjax.train import mesh as meshes
 from ophjax.train.evaluate import compile_forward, gather
 from ophjax.train.logs import EventLog, say
@@ -49,9 +50,12 @@ def conclude(
     scores = method.scores(gathered)
     members = score_members(alone, data, config, fitted) if alone is not None and config.seeds > 1 else {}
     samples = draw_samples(data, config, fitted, key) | export_maps(method, data, config, folder, fitted)
+    if method.ordinal and "probs" in samples:
+        samples["predicted"] = ranking.choose_classes(samples["probs"], ordinal=True)
     write_submission(method, folder, answers(data, config, fitted, key))
     if jax.process_index() == 0:
-        write_whole(folder / "predictions.csv", predictions_table(gathered, require(data, "test").names).encode())
+        table = predictions_table(gathered, require(data, "test").names, ordinal=method.ordinal)
+        write_whole(folder / "predictions.csv", table.encode())
         stream = io.BytesIO()
         np.savez_compressed(stream, allow_pickle=False, **samples)
         write_whole(folder / "samples.npz", stream.getvalue())
@@ -96,13 +100,13 @@ def answers(data: Dataset, config: Config, fitted: Fitted, key: jax.Array) -> It
             yield names[found["index"][i]], {name: value[i] for name, value in found.items()}
 
 
-def predictions_table(gathered: Mapping[str, np.ndarray], names: list[str]) -> str:
+def predictions_table(gathered: Mapping[str, np.ndarray], names: list[str], *, ordinal: bool = False) -> str:
     """Makes the CSV of one row per test example: name, domain, label, probability, predicted class,
-    overlaps, scores of restored images."""
+    overlaps, scores of restored images. ``ordinal``: see ``Method``."""
     columns: dict[str, Any] = {"name": [names[i] for i in gathered["index"]]}
     columns |= {name: gathered[name].tolist() for name in ("domain", "label") if name in gathered}
     if "probs" in gathered:
-        columns |= class_columns(gathered["probs"])
+        columns |= class_columns(gathered["probs"], ordinal=ordinal)
     for name in sorted(gathered):
         if name.startswith(("dice_", *RESTORATION)):  # an image without a mask has none
             columns[name] = ["" if np.isnan(v) else f"{v:.4f}" for v in gathered[name]]
@@ -113,12 +117,12 @@ def predictions_table(gathered: Mapping[str, np.ndarray], names: list[str]) -> s
     return stream.getvalue()
 
 
-def class_columns(probs: np.ndarray) -> dict[str, list]:
+def class_columns(probs: np.ndarray, *, ordinal: bool = False) -> dict[str, list]:
     """Makes the columns of the probabilities [n, k] and of the class that they choose."""
     if probs.shape[1] == 2:
         return {"prob": [f"{p:.6f}" for p in probs[:, 1]], "predicted": (probs[:, 1] >= 0.5).astype(int).tolist()}
     columns: dict[str, list] = {f"prob_{k}": [f"{p:.6f}" for p in probs[:, k]] for k in range(probs.shape[1])}
-    return columns | {"predicted": probs.argmax(1).tolist()}
+    return columns | {"predicted": ranking.choose_classes(probs, ordinal=ordinal).tolist()}
 
 
 def draw_samples(data: Dataset, config: Config, fitted: Fitted, key: jax.Array) -> dict[str, np.ndarray]:

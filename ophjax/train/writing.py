@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ophjax.data.incoming import Case, to_mask
+from ophjax.metrics.ranking import choose_classes
 from ophjax.train.results import write_pictures
 from ophjax.train.runfolder import write_whole
 
@@ -34,7 +35,7 @@ class Writer:
       classes: names of the classes.
       regions: names of the regions.
       levels: pixel values of background and regions.
-      exclusive: see ``Method.exclusive``.
+      exclusive, ordinal: see ``Method``.
       overlays, arrays: whether these are written.
     """
 
@@ -46,11 +47,13 @@ class Writer:
         regions: Sequence[str],
         levels: Levels,
         exclusive: bool | Literal["nested"],
+        ordinal: bool = False,
         overlays: bool = True,
         arrays: bool = True,
     ):
         self._out, self._classes, self._regions = out, list(classes), list(regions)
-        self._levels, self._exclusive, self._overlays, self._arrays = levels, exclusive, overlays, arrays
+        self._levels, self._exclusive, self._ordinal = levels, exclusive, ordinal
+        self._overlays, self._arrays = overlays, arrays
         self.rows: list[dict[str, Any]] = []
 
     def write(self, file: Path, case: Case, outputs: Mapping[str, np.ndarray]) -> None:
@@ -94,7 +97,7 @@ class Writer:
     def _chosen(self, probs: np.ndarray) -> dict[str, Any]:
         names = self._classes if len(self._classes) == len(probs) else [str(k) for k in range(len(probs))]
         columns: dict[str, Any] = {f"prob_{k}": f"{p:.6f}" for k, p in zip(names, probs.tolist(), strict=True)}
-        return columns | {"predicted": names[int(probs.argmax())]}
+        return columns | {"predicted": names[choose_classes(probs[None], ordinal=self._ordinal)[0]]}
 
     def _mask(self, case: Case, probs: np.ndarray) -> dict[str, Any]:
         mask = to_mask(probs, case.size, case.frame, self._levels, exclusive=self._exclusive)

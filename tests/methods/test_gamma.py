@@ -20,6 +20,8 @@ from ophjax.methods import gamma, gammatasks
 from ophjax.metrics.gamma import cup_to_disc
 from ophjax.metrics.greys import GAMMA
 from ophjax.nets.grader import Grader
+from ophjax.train import results, writing
+from ophjax.train.report import gallery
 
 
 def build(**changes):
@@ -183,6 +185,19 @@ def test_an_ordinal_head_is_scored_and_submitted_by_its_answers(tmp_path):
     method.submit(tmp_path, [(str(i), {"probs": row}) for i, row in enumerate(probs)])
     table = (tmp_path / "Classification_Results.csv").read_text().splitlines()
     assert table[1:] == ["0,0,1,0", "1,1,0,0", "2,0,0,1"]
+    assert method.ordinal and not build()[0].ordinal
+    gathered = {"index": np.arange(3), "label": labels, "probs": probs}
+    rows = results.predictions_table(gathered, list("abc"), ordinal=method.ordinal).splitlines()
+    assert [row.split(",")[-1] for row in rows] == ["predicted", "1", "0", "2"]
+    writer = writing.Writer(tmp_path, classes="xyz", regions=(), levels=(0, ()), exclusive=False, ordinal=True)
+    writer.write(
+        tmp_path / "a.png",
+        incoming.Case("a", {}, np.zeros((1, 1, 3), np.uint8), (1, 1), (0, 0, 1, 1)),
+        {"probs": probs[0]},
+    )
+    assert writer.rows[0]["predicted"] == "y"
+    samples = {"image": np.zeros((3, 2, 2, 3)), "label": labels, "probs": probs}
+    assert gallery.choose(samples)[0] == [0] and gallery.choose(samples | {"predicted": labels})[0] == []
 
 
 def test_grades_that_are_not_the_official_ones_are_not_submitted(tmp_path):

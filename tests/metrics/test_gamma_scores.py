@@ -8,7 +8,7 @@ import pytest
 
 from ophjax.errors import InputError
 from ophjax.losses.grading import ordinal_grade, ordinal_probs
-from ophjax.metrics import gamma
+from ophjax.metrics import gamma, ranking
 from ophjax.metrics.greys import GAMMA, decode, encode
 
 LABELS = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2, 2])
@@ -153,9 +153,9 @@ def test_an_ordinal_head_decides_by_its_answers():
     logits = -np.sort(-np.random.default_rng(0).normal(size=(500, 3)), axis=1)
     probs = np.asarray(ordinal_probs(jnp.asarray(logits)))
     by_count = np.asarray(ordinal_grade(jnp.asarray(logits)))
-    np.testing.assert_array_equal(gamma.choose_grades(probs, ordinal=True), by_count)
-    assert (gamma.choose_grades(probs) == probs.argmax(1)).all() and (probs.argmax(1) != by_count).mean() > 0.1
-    assert gamma.choose_grades(np.array([[0.4, 0.25, 0.35]]), ordinal=True).tolist() == [1]
+    np.testing.assert_array_equal(ranking.choose_classes(probs, ordinal=True), by_count)
+    assert (ranking.choose_classes(probs) == probs.argmax(1)).all() and (probs.argmax(1) != by_count).mean() > 0.1
+    assert ranking.choose_classes(np.array([[0.4, 0.25, 0.35]]), ordinal=True).tolist() == [1]
 
 
 def test_specialists_overrule_in_their_order():

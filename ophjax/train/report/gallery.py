@@ -169,12 +169,17 @@ def probabilities(samples: Mapping[str, Array]) -> Array | None:
     return np.concatenate([1 - probs, probs], 1) if probs.shape[1] == 1 else probs
 
 
+def decided(samples: Mapping[str, Array], probs: Array) -> Array:
+    """Returns the class of each sample, [n]: as the method decided, else the most probable one."""
+    return np.asarray(samples["predicted"]) if "predicted" in samples else probs.argmax(1)
+
+
 def choose(samples: Mapping[str, Array]) -> tuple[list[int], list[int]]:
     """Picks samples to show: up to half wrong ones, the most confident first; right ones of each class in turn."""
     probs = probabilities(samples)
     if probs is None:
         return [], list(range(min(PICTURES, len(samples["image"]))))
-    label, predicted = np.asarray(samples["label"]), probs.argmax(1)
+    label, predicted = np.asarray(samples["label"]), decided(samples, probs)
     wrong = [int(i) for i in np.argsort(-probs.max(1), kind="stable") if 0 <= label[i] != predicted[i]]
     # Images whose label is not known take their turn with the right ones.
     queues = [[int(i) for i in np.flatnonzero((label == k) & ((predicted == k) | (k < 0)))] for k in np.unique(label)]
@@ -208,7 +213,7 @@ def caption(run: Run, i: int) -> list[str]:
         return [name]
     if len(classes) != probs.shape[1]:
         classes = [f"class {k}" for k in range(probs.shape[1])]
-    label, predicted = int(samples["label"][i]), int(probs[i].argmax())
+    label, predicted = int(samples["label"][i]), int(decided(samples, probs)[i])
     shown = 1 if len(classes) == 2 else predicted
     mark = '<b class="right">✓ right</b>' if label == predicted else '<b class="wrong">✗ wrong</b>'
     probability = f"P({html.escape(classes[shown])}) = {probs[i, shown]:.2f}"
