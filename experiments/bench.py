@@ -326,7 +326,7 @@ def main() -> int:
         try:
             if options.peer:
                 timing.describe(found := timing.against_torch(options, Bench))
-            elif options.compact:
+            elif options.compact is not None:
                 narrow.describe(found := narrow.against_dense(options.compact, options.steps))
             elif options.memory:
                 memory.describe(found := memory.against_estimate(options))

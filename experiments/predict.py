@@ -93,7 +93,8 @@ def run(argv: list[str]) -> int:
         "run": str(options.run), "input": str(options.input), "method": found.about["method"],
         "data": found.about["data"], "note": found.about.get("note", ""), "checkpoint": found.step,
         "classes": found.classes, "mask_values": dict(incoming.describe_levels(levels, found.regions)),
-        "predicted": len(writer.rows), "skipped": len(skipped), "trained_with": found.about.get("versions", {}),
+        "ordinal": found.method.ordinal, "predicted": len(writer.rows), "skipped": len(skipped),
+        "trained_with": found.about.get("versions", {}),
         "versions": versions(),
     }  # fmt: skip
     write_whole(out / "predict.json", (json.dumps(about, indent=2) + "\n").encode())

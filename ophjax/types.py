@@ -92,7 +92,8 @@ class Method(NamedTuple):
       exclusive: the regions of the output ``mask_probs`` exclude each other, so that a pixel belongs to the most
         probable of them and the background; with "nested", of the parts of each that lie in no later one; else each
         region has what it holds with more than one half.
-      ordinal: classes are grades, decided by how many of P(grade >= k) are above one half, not by the most probable.
+      ordinal: classes are grades of an ordinal head, which decides on how many of P(grade >= k) are above one half, not
+        on the most probable.
       own: outputs in coordinates of the net's own, such as features: those of several nets are laid side by side along
         the last axis, where other outputs are averaged.
     """

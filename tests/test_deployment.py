@@ -20,6 +20,7 @@ import predict
 from ophjax.data import incoming
 from ophjax.errors import InputError
 from ophjax.methods import METHODS
+from ophjax.metrics.ranking import choose_classes
 from ophjax.train import export
 from ophjax.train.predict import Predictor
 
@@ -38,7 +39,8 @@ def known(tmp_path_factory):
 
     def make(name):
         if name not in found:
-            made = make_run(name, tmp_path_factory.mktemp(name) / "run")
+            head = {"head": "ordinal"} if name == "gamma" else {}  # its grades are not the most probable ones
+            made = make_run(name, tmp_path_factory.mktemp(name) / "run", **head)
             examples = [made.data.splits["val"][i] for i in range(2)]
             batch = {key: np.stack([example[key] for example in examples]) for key in examples[0]}
             outputs = jax.device_get(jax.jit(made.method.predict)(jax.random.key(0), made.state, batch))
@@ -76,7 +78,8 @@ def test_predictions_are_the_methods_own(name, known, tmp_path, capsys):
             classes = made.config.classes
             found = [float(row[f"prob_{label}"]) for label in classes]
             np.testing.assert_allclose(found, outputs["probs"][i], atol=2e-5)
-            assert row["predicted"] == classes[int(outputs["probs"][i].argmax())]
+            chosen = choose_classes(outputs["probs"][i][None], ordinal=made.method.ordinal)
+            assert row["predicted"] == classes[chosen[0]] and about["ordinal"] == made.method.ordinal
         if "mask_probs" in outputs:
             mask = np.asarray(Image.open(out / "masks" / f"{names[i]}.png"))
             probs, values = outputs["mask_probs"][i], about["mask_values"]
@@ -132,6 +135,7 @@ def test_the_artefact_agrees_with_predict(name, known, tmp_path):
             assert np.abs(np.asarray(found[output], int) - np.asarray(value, int)).max() <= 1
         else:
             np.testing.assert_allclose(found[output], value, rtol=1e-5, atol=1e-5, err_msg=output)
+    assert model.about["ordinal"] == made.method.ordinal == (name == "gamma")
     # Only what prediction reads is there: no critics, no synthesizer, no optimiser.
     assert {path.split("/")[0] for path in model.weights} <= {"params", "extra"}
     unread = {"m2dan": "critics", "ads": "synthesizers", "dualsr": "dual"}.get(name)
@@ -187,6 +191,7 @@ def test_another_checkpoints_scores_are_not_told(artefact):
     run = artefact.parent / "run"
     assert export.test_scores(run, 1)["accuracy"] == 0.75 and export.test_scores(run, 2) == {}
     about = export.load(artefact).about
+    assert "above one half" in export.card({**about, "ordinal": True}) and "above one half" not in export.card(about)
     assert "There are none" in export.card({**about, "scores": {}}) and "There are none" not in export.card(about)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from costs.measuring import in_turns, spread
+from ophjax.errors import InputError
 
 SCALE, BATCH, SIDES = 4, 4, (24, 48)
 """DRN-S at 4x, on so many inputs of these sides."""
@@ -21,7 +22,7 @@ def against_dense(ratio: float, times: int) -> dict[str, Any]:
       quartiles over ``times`` pairs.
 
     Raises:
-      InputError: a ratio that no net can be made with.
+      InputError: the ratio is no share.
     """
     import jax
     import jax.numpy as jnp
@@ -31,13 +32,14 @@ def against_dense(ratio: float, times: int) -> dict[str, Any]:
     from ophjax.nets.superres import count_madds
     from ophjax.types import Batch
 
+    if not 0 < ratio < 1:
+        raise InputError(f"--compact {ratio}: expected the share of the channels to leave out, above 0 and below 1.")
     configs = {name: dualsr.Config(scale=SCALE, narrow=n) for name, n in (("compact", ratio), ("dense", 0.0))}
-    dualsr.check(configs["compact"])
     sums = [count_madds(dualsr.build(config)) for config in configs.values()]
     found: dict[str, Any] = {"ratio": ratio, "multiply_adds": sums[0] / sums[1], "sides": {}}
 
     def batch(side: int) -> Batch:
-        shapes = {name_of(times, SCALE): (BATCH, times * side, times * side, 3) for times in steps(SCALE)}
+        shapes = {name_of(size, SCALE): (BATCH, size * side, size * side, 3) for size in steps(SCALE)}
         images = {
             name: jax.random.randint(jax.random.key(i), shape, 0, 256, jnp.uint8)
             for i, (name, shape) in enumerate(shapes.items())

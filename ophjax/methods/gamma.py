@@ -261,7 +261,7 @@ def make(config: Config) -> Method:
         return found
 
     stages = tuple(stage for part in parts.values() for stage in part.stages)
-    ordinal = config.head == "ordinal"
+    ordinal = config.head == "ordinal" and "grading" in tasks
     submit = partial(write_submission, ordinal=ordinal)
     watch = "total" if len(tasks) == len(TASKS) else {"grading": "kappa"}.get(tasks[0], f"score_{tasks[0]}")
     return Method(

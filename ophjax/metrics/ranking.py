@@ -175,7 +175,10 @@ def choose_classes(probs: Float[Array, "n k"], *, ordinal: bool = False) -> Int[
     """Decides on the most probable class, or with ``ordinal`` on the number of k with P(class >= k) above one half.
 
     The latter is the number of positive logits of an ordinal head (GAMMA spec, section (d) D2), where they fall with k.
+    Of two classes it is the second from one half on (as in ``binary_scores``).
     """
+    if probs.shape[1] == 2:
+        return (probs[:, 1] >= 0.5).astype(int)
     if not ordinal:
         return probs.argmax(1)
     return (np.cumsum(probs[:, :0:-1].astype(np.float64), 1) > 0.5).sum(1)

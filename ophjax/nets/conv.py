@@ -1,11 +1,11 @@
 """Convolutions in the formulation that runs best on the present backend.
 
 XLA lowers several convolutions badly on CPUs: depthwise ones, transposed ones, 1x1, those on maps of a few positions,
-kernel gradients with few output channels, those batched over kernels, and all gradients inside loops. The functions
-here compute what ``lax.conv_general_dilated`` computes, to rounding, and choose at trace time by
+kernel gradients with fewer output than input channels, those batched over kernels, and all gradients inside loops. The
+functions here compute what ``lax.conv_general_dilated`` computes, to rounding, and choose at trace time by
 ``jax.default_backend()`` and by shape. On GPUs and TPUs they are ``lax``'s own, but for those that double a map or take
-a doubled one; under ``with as_lax(True)`` all are. Under ``with for_all_platforms(True)`` a program gets both
-and chooses where it runs.
+a doubled one; under ``with as_lax(True)`` all are. Under ``with for_all_platforms(True)`` a program gets both and
+chooses where it runs.
 
 On CPUs most convolutions carry their own gradient: reverse mode (``grad``, ``vjp``, ``jacrev``) works, forward mode
 (``jvp``, ``jacfwd``) does not.

@@ -273,6 +273,8 @@ def card(about: Mapping[str, Any]) -> str:
         "| | name | shape | type |",
         "|---|---|---|---|",
     ]
+    if about["ordinal"]:
+        lines[-3:-3] = ["The grade is how many of P(grade >= 1), P(grade >= 2), ... are above one half."]
     for kind in ("inputs", "outputs"):
         for name, one in about[kind].items():
             shape = ["b", *one["shape"]] if kind == "inputs" else one["shape"]

@@ -119,9 +119,8 @@ def predictions_table(gathered: Mapping[str, np.ndarray], names: list[str], *, o
 
 def class_columns(probs: np.ndarray, *, ordinal: bool = False) -> dict[str, list]:
     """Makes the columns of the probabilities [n, k] and of the class that they choose."""
-    if probs.shape[1] == 2:
-        return {"prob": [f"{p:.6f}" for p in probs[:, 1]], "predicted": (probs[:, 1] >= 0.5).astype(int).tolist()}
-    columns: dict[str, list] = {f"prob_{k}": [f"{p:.6f}" for p in probs[:, k]] for k in range(probs.shape[1])}
+    names = {1: "prob"} if probs.shape[1] == 2 else {k: f"prob_{k}" for k in range(probs.shape[1])}
+    columns: dict[str, list] = {name: [f"{p:.6f}" for p in probs[:, k]] for k, name in names.items()}
     return columns | {"predicted": ranking.choose_classes(probs, ordinal=ordinal).tolist()}
 
 

@@ -11,7 +11,6 @@ import pytest
 
 import bench
 from costs import narrow
-from ophjax.errors import InputError
 from ophjax.methods import dualsr
 from ophjax.train import host
 
@@ -79,15 +78,16 @@ def test_a_process_with_several_devices_is_refused(measured):
     assert code == 2 and "one CPU device" in complaint
 
 
-def test_a_compact_net_is_timed_against_the_dense_one(monkeypatch, capsys):
+def test_a_compact_net_is_timed_against_the_dense_one(monkeypatch, measured):
     monkeypatch.setattr(narrow, "SIDES", (8,))
     monkeypatch.setattr(narrow, "BATCH", 1)
     monkeypatch.setattr(narrow, "SCALE", 2)
     monkeypatch.setattr(dualsr, "Config", functools.partial(dualsr.Config, blocks=1, width=8))
-    found = narrow.against_dense(0.5, 2)
+    code, out, _ = measured("--compact", "0.5", "--steps", "2", "--json")
+    found = json.loads(out.splitlines()[-1])
+    assert code == 0 and "without 50% of its channels" in out
     assert 0.4 < found["multiply_adds"] < 0.6
-    assert all(found["sides"][8][what]["median"] > 0 for what in ("step", "prediction"))
-    narrow.describe(found)
-    assert "without 50% of its channels" in capsys.readouterr().out
-    with pytest.raises(InputError, match="narrow"):
-        narrow.against_dense(1.5, 2)
+    assert all(found["sides"]["8"][what]["median"] > 0 for what in ("step", "prediction"))
+    for ratio in ("0", "1.5"):
+        code, _, complaint = measured("--compact", ratio)
+        assert code == 2 and f"--compact {float(ratio)}" in complaint

@@ -1,6 +1,7 @@
 """GAMMA as a method: counts, options, what does not count, windows of the second look, submissions; wrong settings."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from ophjax.methods import gamma, gammatasks
 from ophjax.metrics.gamma import cup_to_disc
 from ophjax.metrics.greys import GAMMA
 from ophjax.nets.grader import Grader
-from ophjax.train import results, writing
+from ophjax.train import results
 from ophjax.train.report import gallery
 
 
@@ -186,18 +187,26 @@ def test_an_ordinal_head_is_scored_and_submitted_by_its_answers(tmp_path):
     table = (tmp_path / "Classification_Results.csv").read_text().splitlines()
     assert table[1:] == ["0,0,1,0", "1,1,0,0", "2,0,0,1"]
     assert method.ordinal and not build()[0].ordinal
-    gathered = {"index": np.arange(3), "label": labels, "probs": probs}
-    rows = results.predictions_table(gathered, list("abc"), ordinal=method.ordinal).splitlines()
-    assert [row.split(",")[-1] for row in rows] == ["predicted", "1", "0", "2"]
-    writer = writing.Writer(tmp_path, classes="xyz", regions=(), levels=(0, ()), exclusive=False, ordinal=True)
-    writer.write(
-        tmp_path / "a.png",
-        incoming.Case("a", {}, np.zeros((1, 1, 3), np.uint8), (1, 1), (0, 0, 1, 1)),
-        {"probs": probs[0]},
-    )
-    assert writer.rows[0]["predicted"] == "y"
     samples = {"image": np.zeros((3, 2, 2, 3)), "label": labels, "probs": probs}
     assert gallery.choose(samples)[0] == [0] and gallery.choose(samples | {"predicted": labels})[0] == []
+
+
+def test_an_ordinal_heads_grades_are_those_of_the_runs_files(tmp_path, monkeypatch):
+    """predictions.csv and samples.npz, of which the report is made, hold the grades that were scored."""
+    probs = np.array([[0.4, 0.3, 0.3], [0.6, 0.2, 0.2]])
+    rows = {"index": np.arange(2), "label": np.array([1, 0]), "probs": probs}
+    for name, value in dict(eval_split=None, gather=rows, draw_samples={"probs": probs}, export_maps={},
+                            write_submission=None, require=SimpleNamespace(names=["a", "b"])).items():  # fmt: skip
+        monkeypatch.setattr(results, name, lambda *_, value=value: value)
+    fitted, config = SimpleNamespace(forward=None, state=SimpleNamespace(step=3), mesh=None), SimpleNamespace(seed=0)
+    for head, expected in (("ordinal", ["1", "0"]), ("softmax", ["0", "0"])):
+        method = build(head=head)[0]
+        assert results.conclude(method, None, config, tmp_path, fitted)["accuracy"] == (1 if head == "ordinal" else 0.5)
+        table = (tmp_path / "predictions.csv").read_text().splitlines()
+        assert [row.split(",")[-1] for row in table[1:]] == expected
+        with np.load(tmp_path / "samples.npz") as samples:
+            kept = samples["predicted"].tolist() if "predicted" in samples else None
+        assert kept == ([1, 0] if head == "ordinal" else None)
 
 
 def test_grades_that_are_not_the_official_ones_are_not_submitted(tmp_path):

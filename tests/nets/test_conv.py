@@ -54,8 +54,8 @@ def assert_equal(
         np.testing.assert_allclose(a, b, **ROUNDING)
 
 
-# One case for each branch of conv2d: 1x1, few positions, few output channels, and the general one, whose last rows may
-# be met by no tap (11 x 10 with stride 2).
+# One case for each branch of conv2d: 1x1, few positions, output channels fewer and more than the input's, and stride 2,
+# where the last rows may be met by no tap (11 x 10).
 CASES = [
     ((2, 7, 6, 5), 1, 4, 1),
     ((2, 7, 6, 5), 1, 4, 2),
@@ -64,6 +64,7 @@ CASES = [
     ((2, 7, 6, 5), 3, 4, 1),
     ((2, 11, 10, 5), 3, 4, 2),
     ((2, 9, 11, 3), 7, 4, 2),
+    ((2, 7, 6, 3), 3, 5, 1),
     ((2, 9, 6, 64), 3, 3, 1),
     ((2, 9, 6, 64), 5, 2, 1),
     ((2, 11, 9, 64), 4, 3, 2),
@@ -154,9 +155,9 @@ def test_other_backends_use_lax(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "reduce_window" in str(jax.make_jaxpr(lambda x: conv.max_pool(x, size=2, stride=2))(x))
 
 
-@pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0)])
-def test_vmap_equals_one_by_one(axes: tuple[int | None, int | None]) -> None:
-    x, kernel = normal(0, 2, 2, 6, 7, 4), normal(1, 2, 3, 3, 4, 3)
+@pytest.mark.parametrize(("axes", "features"), [((0, 0), 3), ((0, None), 3), ((None, 0), 3), ((0, 0), 6)])
+def test_vmap_equals_one_by_one(axes: tuple[int | None, int | None], features: int) -> None:
+    x, kernel = normal(0, 2, 2, 6, 7, 4), normal(1, 2, 3, 3, 4, features)
     x, kernel = (a if axis == 0 else a[0] for a, axis in zip((x, kernel), axes, strict=True))
 
     def run(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, ...]:
@@ -186,7 +187,7 @@ def test_sharded_batch_equals_one_device() -> None:
     count = min(8, jax.device_count())
     mesh = jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,))
     shards = NamedSharding(mesh, PartitionSpec("data"))
-    x, kernel = normal(0, 8, 7, 6, 4), normal(1, 3, 3, 4, 3)
+    x, kernel = normal(0, 8, 7, 6, 4), normal(1, 3, 3, 4, 8)
     run = jit(partial(value_and_gradients, conv.conv2d))
     for a, b in zip(run(jax.device_put(x, shards), kernel), run(x, kernel), strict=True):
         np.testing.assert_allclose(a, b, **ROUNDING)

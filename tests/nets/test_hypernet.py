@@ -292,13 +292,16 @@ def test_a_pool_predicts_what_each_graph_alone_does(trained):
         together = assemble(pool.pieces[child], bank)
         for piece in pieces:
             np.testing.assert_allclose(together[piece.path], alone[piece.path], atol=2e-6)
+        module = pool.modules[child]
         shapes = jax.eval_shape(
-            lambda key, m=pool.modules[child]: m.init(key, jnp.zeros(IMAGE.shape), train=False), jax.random.key(0)
+            lambda key, m=module: m.init(key, jnp.zeros(IMAGE.shape), train=False), jax.random.key(0)
         )
         tree = pool.tree_of(child, together)
         assert jax.tree.map(jnp.shape, tree) == jax.tree.map(jnp.shape, shapes["params"])
         stats = pool.statistics(child)
         assert jax.tree.map(jnp.shape, stats) == jax.tree.map(jnp.shape, shapes.get("batch_stats", {}))
+        for path, leaf in trees.named_leaves(stats).items():
+            assert leaf.dtype == jnp.float32 and set(leaf.tolist()) == {float(path.endswith("var"))}
 
 
 def test_recalibration_fills_running_statistics():

@@ -236,6 +236,16 @@ def test_labels_that_are_not_known():
     assert "label not known" in gallery.caption(run, 1) and "✗ wrong" in gallery.caption(run, 2)[1]
 
 
+def test_grades_of_an_ordinal_head_are_captioned_as_they_were_decided():
+    """And the confident mistakes come first by the probability of what was decided."""
+    probs = np.array([[0.4, 0.25, 0.35], [0.1, 0.7, 0.2], [0.45, 0.2, 0.35]])
+    samples = {"image": np.zeros((3, 2, 2, 3)), "label": np.array([1, 0, 0]), "probs": probs}
+    samples["predicted"] = np.array([1, 1, 1])
+    assert gallery.choose(samples) == ([1, 2], [0])
+    run = SimpleNamespace(predictions=[], config={"classes": ["no", "early", "late"]}, samples=samples)
+    assert "✓ right" in gallery.caption(run, 0)[1] and gallery.caption(run, 0)[2] == "P(early) = 0.25"
+
+
 def test_samples_chosen_are_wrong_and_right_ones():
     label = np.array([0, 0, 1, 1, 1] * 8)
     probs = np.where(np.arange(40) < 10, 0.9, 0.2)  # right for label 1 among the first ten and label 0 after

@@ -168,20 +168,30 @@ def test_staged_gradients_equal_ordinary_ones():
         return jax.lax.scan(body, carry, (jnp.arange(len(picks)), picks, xs))
 
     def total(staged):
-        def run(x):
+        def run(x, picks=picks):
             xs = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf / 2, 2 * leaf, -leaf]), x)
             carry, (values, turns) = staged(picks, xs, jnp.zeros(()), 0.5)
             return (values * jnp.array([1.0, 2.0, 3.0, 4.0])).sum(), (carry, turns)
 
+        return run
+
+    def differentiated(run):
         return jax.jit(jax.value_and_grad(run, has_aux=True))
 
-    (value, handed), grads = total(staged_scan(branches))(x)
-    (expected, expected_handed), expected_grads = total(plain)(x)
+    ours = total(staged_scan(branches))
+    (value, handed), grads = differentiated(ours)(x)
+    (expected, expected_handed), expected_grads = differentiated(total(plain))(x)
     assert float(value) == pytest.approx(float(expected), rel=1e-6)
     np.testing.assert_allclose(handed[0], expected_handed[0], rtol=1e-6)
     np.testing.assert_array_equal(handed[1], [0, 1, 2, 3])
     for name in x:
         np.testing.assert_allclose(grads[name], expected_grads[name], rtol=1e-5)
+    # Without a gradient, and for several seeds side by side.
+    assert float(jax.jit(ours)(x)[0]) == pytest.approx(float(value), rel=1e-6)
+    several = jnp.stack([picks, picks[::-1]])
+    (values, _), each = jax.jit(jax.vmap(jax.value_and_grad(ours, has_aux=True), (None, 0)))(x, several)
+    assert float(values[0]) == pytest.approx(float(value), rel=1e-6) and float(values[1]) != float(values[0])
+    np.testing.assert_allclose(each["a"][0], grads["a"], rtol=1e-5)
 
 
 def test_every_branch_of_a_staged_scan_is_read_once():

@@ -180,7 +180,11 @@ def choose(samples: Mapping[str, Array]) -> tuple[list[int], list[int]]:
     if probs is None:
         return [], list(range(min(PICTURES, len(samples["image"]))))
     label, predicted = np.asarray(samples["label"]), decided(samples, probs)
-    wrong = [int(i) for i in np.argsort(-probs.max(1), kind="stable") if 0 <= label[i] != predicted[i]]
+    wrong = [
+        int(i)
+        for i in np.argsort(-probs[np.arange(len(probs)), predicted], kind="stable")
+        if 0 <= label[i] != predicted[i]
+    ]
     # Images whose label is not known take their turn with the right ones.
     queues = [[int(i) for i in np.flatnonzero((label == k) & ((predicted == k) | (k < 0)))] for k in np.unique(label)]
     right = []

@@ -238,6 +238,8 @@ def ranks(run: Run) -> str:
             cells += f'<td style="--share:{share:.2f}"{tone}>{count:.0f}{percent}</td>'
         rows += f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>'
     rule = "decided at probability 0.5" if len(classes) == 2 else "the most probable class is predicted"
+    if "predicted" in run.samples:  # those of an ordinal head
+        rule = "the grade is how many of P(grade ≥ 1), P(grade ≥ 2), ... are above one half"
     width = " many" if len(classes) > 2 else ""
     matrix = (
         f'<h3>Confusion matrix</h3><div class="scroll"><table class="confusion{width}">'
