@@ -27,7 +27,7 @@ from typing import Any
 import presets
 from costs import memory, narrow, seeds
 from costs.hypernetwork import hypernetwork
-from costs.measuring import in_turns
+from costs.measuring import in_turns, timed
 from costs.search import search_rates
 from ophjax import data as datasets
 from ophjax import methods
@@ -283,18 +283,10 @@ def convolutions(times: int) -> dict[str, float]:
     for name, (pair, image, kernel) in cases.items():
         inputs = [jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate((image, kernel))]
 
-        def timed(function: Callable, inputs: list = inputs) -> Callable[[], float]:
-            gradients = jax.jit(jax.value_and_grad(lambda x, k: jnp.square(function(x, k)).sum(), argnums=(0, 1)))
-            jax.block_until_ready(gradients(*inputs))
+        def gradients(function: Callable) -> Callable:
+            return jax.value_and_grad(lambda x, k: jnp.square(function(x, k)).sum(), argnums=(0, 1))
 
-            def run() -> float:
-                start = time.perf_counter()
-                jax.block_until_ready(gradients(*inputs))
-                return time.perf_counter() - start
-
-            return run
-
-        found[name] = times_as_long(*(timed(function) for function in pair), times)
+        found[name] = times_as_long(*(timed(gradients(function), *inputs) for function in pair), times)
         print(f"  {name:42} {found[name]:.2f}")
     return found
 

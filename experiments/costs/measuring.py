@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 # PyTorch's OpenMP threads spin for a moment after their work; seconds between two turns.
 PAUSE = 0.01
@@ -20,6 +21,21 @@ def in_turns(runs: Mapping[str, Callable[[], float]], times: int) -> dict[str, l
             time.sleep(PAUSE)
             taken[name].append(runs[name]())
     return taken
+
+
+def timed(function: Callable[..., Any], *given: Any) -> Callable[[], float]:
+    """Compiles a function of JAX arrays; what is returned calls it and gives the seconds."""
+    import jax
+
+    compiled = jax.jit(function)
+    jax.block_until_ready(compiled(*given))
+
+    def seconds() -> float:
+        begun = time.perf_counter()
+        jax.block_until_ready(compiled(*given))
+        return time.perf_counter() - begun
+
+    return seconds
 
 
 def spread(values: list[float]) -> dict[str, float]:

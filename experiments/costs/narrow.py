@@ -2,11 +2,9 @@
 
 import dataclasses
 import statistics
-import time
-from collections.abc import Callable
 from typing import Any
 
-from costs.measuring import in_turns, spread
+from costs.measuring import in_turns, spread, timed
 from ophjax.errors import InputError
 
 SCALE, BATCH, SIDES = 4, 4, (24, 48)
@@ -45,17 +43,6 @@ def against_dense(ratio: float, times: int) -> dict[str, Any]:
             for i, (name, shape) in enumerate(shapes.items())
         }
         return images | {"target_weight": jnp.ones(BATCH), "weight": jnp.ones(BATCH), "index": jnp.arange(BATCH)}
-
-    def timed(function: Callable[..., Any], *given: Any) -> Callable[[], float]:
-        compiled = jax.jit(function)
-        jax.block_until_ready(compiled(*given))
-
-        def seconds() -> float:
-            begun = time.perf_counter()
-            jax.block_until_ready(compiled(*given))
-            return time.perf_counter() - begun
-
-        return seconds
 
     for side in SIDES:
         images, key, runs = batch(side), jax.random.key(0), {}
