@@ -302,7 +302,9 @@ def main() -> int:
     host.prepare_compiler()
     host.keep_memory()
     if options.dfgt:
-        found = search_rates(options.dfgt, options.size, options.preset, min(options.steps, options.dfgt))
+        found = search_rates(
+            options.dfgt, options.size, options.preset, min(options.steps, options.dfgt), torch=bool(options.peer)
+        )
         print(f"DF-GT for {options.dfgt} images of {options.size} x {options.size}, 7 raters, preset {options.preset}:")
         for name, seconds in found.items():
             least = found["together_cpu" if name.endswith("_cpu") else "together"]

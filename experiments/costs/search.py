@@ -1,21 +1,31 @@
 """What DiFF's search for expertness costs: the measurements of ``bench.py --dfgt``."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+import peers
 import presets
+from peers import timing
 
 
-def search_rates(images: int, size: int, preset: str, times: int) -> dict[str, float]:
+def search_rates(images: int, size: int, preset: str, times: int, *, torch: bool = False) -> dict[str, float]:
     """Times DF-GT for images with 7 raters: all in one vmapped program, and by Python loops over the images.
 
     The loops run what is compiled for one image: its whole search, or a single step of it, as the released code calls
-    it. They go over ``times`` images and are scaled up to all.
+    it; with ``torch`` there is also a loop in eager PyTorch. They go over ``times`` images and are scaled up to all.
 
     Returns:
-      Seconds for all images: ``together``, ``loop_of_searches``, ``loop_of_steps``, without the compiling, and with
-      ``_cpu`` the host's CPU time, which is the fairer number on a busy machine.
+      Seconds for all images: ``together``, ``loop_of_searches``, ``loop_of_steps``, ``loop_in_torch``, without the
+      compiling, and with ``_cpu`` the host's CPU time, which is the fairer number on a busy machine (not of PyTorch,
+      whose threads spin when they wait).
+
+    Raises:
+      InputError: PyTorch is not installed.
     """
+    written = peers.load("diff") if torch else None
     import jax
     import jax.numpy as jnp
     import optax
@@ -61,12 +71,28 @@ def search_rates(images: int, size: int, preset: str, times: int) -> dict[str, f
         for one in chosen:
             jax.block_until_ready(alone(*one))
 
-    found = {}
-    for name, run, scale in (
+    def in_torch(written: Any) -> Callable[[], None]:
+        from torch import from_numpy, set_num_threads
+
+        set_num_threads(timing.cores())
+        theirs = written.ResNet(1, config.diagnosis_depth, config.diagnosis_width, "small", channels=4)
+
+        def loop_in_torch() -> None:
+            for _, picture, masks in chosen:
+                own, (seen, given) = written.ExpG(7, config.hidden), (np.moveaxis(x, -1, -3) for x in (picture, masks))
+                seen, given = from_numpy(seen.copy()), from_numpy(given[:, 0].copy())
+                written.search(theirs, own, seen, given, steps=config.search_steps, lr=config.search_lr)
+
+        return loop_in_torch
+
+    share = images / len(chosen)
+    runs: list[tuple[str, Callable[[], Any], float]] = [
         ("together", lambda: jax.block_until_ready(all_at_once(start, image, encoded)), 1.0),
-        ("loop_of_searches", loop_of_searches, images / len(chosen)),
-        ("loop_of_steps", loop_of_steps, images / len(chosen)),
-    ):
+        ("loop_of_searches", loop_of_searches, share),
+        ("loop_of_steps", loop_of_steps, share),
+    ]
+    found = {}
+    for name, run, scale in [*runs, ("loop_in_torch", in_torch(written), share)] if written else runs:
         run()
         begun = time.perf_counter(), time.process_time()
         run()

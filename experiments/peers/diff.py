@@ -1,4 +1,7 @@
-"""DiFF in PyTorch: the classifiers, and the Take-and-Give net (diff spec, section (c)); the search is not written."""
+"""DiFF in PyTorch: the classifiers, the Take-and-Give net and the search for expertness (diff spec, section (c)).
+
+The search is no stage here: ``bench.py --dfgt IMAGES --peer torch`` times it, image by image as the released code does.
+"""
 
 from __future__ import annotations
 
@@ -59,6 +62,50 @@ class TakeAndGiveNet(nn.Module):
             y = getattr(self, f"decoder{i + 1}")(y, p[tap])
             y = getattr(self, f"give{i + 1}")(getattr(self, f"give{i + 1}_query")(taken), y)
         return crop_to(self.head(y), height, width), crop_to(coarse, height, width)
+
+
+class ExpG(nn.Module):
+    """The expertness maps [raters, h, w] of one image, a function of coordinates alone."""
+
+    def __init__(self, raters: int, hidden: int, layers: int = 8) -> None:
+        super().__init__()
+        self.layers = layers
+        for i in range(1, layers + 1):
+            channels, last = 2 if i == 1 else 2 * hidden, i == layers
+            layer = conv(channels, raters if last else hidden, 1)
+            nn.init.normal_(layer.weight, std=0.0 if last else channels**-0.5)
+            nn.init.zeros_(layer.bias)
+            setattr(self, f"layer{i}", layer)
+
+    def forward(self, height: int, width: int) -> Tensor:
+        ends = 3**0.5
+        rows, columns = torch.linspace(-ends, ends, height), torch.linspace(-ends, ends, width)
+        v, u = torch.meshgrid(rows, columns, indexing="ij")
+        x = torch.stack([u, v])[None]
+        for i in range(1, self.layers):
+            x = torch.atan(getattr(self, f"layer{i}")(x))
+            x = torch.cat([x / 0.67, x * x / 0.6], 1)
+        return getattr(self, f"layer{self.layers}")(x)[0]
+
+
+def search(net: nn.Module, maps: nn.Module, image: Tensor, encoded: Tensor, *, steps: int, lr: float) -> list[float]:
+    """Raises the frozen diagnosis net's logit of one image [3, h, w] by the maps' weights of its raters' masks
+    [r, h, w]; the maps are changed in place.
+
+    Returns:
+      The logit before each step.
+    """
+    net.eval().requires_grad_(False)
+    optimiser, logits = adam(lr)({"maps": list(maps.parameters())}), []
+    for _ in range(steps):
+        weights = maps(*image.shape[1:]).sigmoid().softmax(0)
+        fused = (weights * encoded).sum(0, keepdim=True)
+        logit = net(torch.cat([image, fused])[None])[0, 0]
+        optimiser.zero_grad(set_to_none=True)
+        (-logit).backward()
+        optimiser.step()
+        logits.append(logit.detach())
+    return torch.stack(logits).tolist()
 
 
 def encode(masks: Tensor) -> Tensor:

@@ -57,7 +57,8 @@ def arrange(module: nn.Module, name: str, node: Any) -> np.ndarray:
     if name == "bias":
         return node["bias"]
     if isinstance(module, nn.Conv2d):
-        return (node["kernel"] if isinstance(node, Mapping) else node).transpose(3, 2, 0, 1)
+        kernel = node["kernel"] if isinstance(node, Mapping) else node
+        return kernel.T[..., None, None] if kernel.ndim == 2 else kernel.transpose(3, 2, 0, 1)  # 2: a dense layer's
     if isinstance(module, nn.ConvTranspose2d):
         return node["kernel"].transpose(2, 3, 0, 1)
     if isinstance(module, nn.Linear):

@@ -12,7 +12,8 @@ The label is a rule on latent numbers, made so that neither the masks nor the pi
 - ``rim pallor`` is a pale sector between cup edge and disc edge. Decoys: a pale sector within the cup,
   peripapillary atrophy (outside the disc edge), pale patches on the retina.
 
-Each sign must thus be placed relative to disc and cup. Scenes do not depend on the size of the picture, on the
+Each sign must thus be placed relative to disc and cup. With rule ``ratio`` the label hangs on the cup alone, positive =
+cdr > MIDDLE, and every sign is a decoy: all that a reader needs is a true mask. Scenes do not depend on the size of the picture, on the
 camera or on how many examples are asked for. Every example carries its label; training on few labels means
 reading the labels of ``train`` alone. All numbers here are our own decisions.
 """
@@ -23,7 +24,7 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -36,7 +37,7 @@ from ophjax.errors import InputError, unknown
 DEMO: dict[str, Any] = dict(size=64)
 SMOKE: dict[str, Any] = dict(size=32, masks=16, labelled=16, val=16, test=16)
 
-LOW, HIGH = 0.50, 0.69
+LOW, MIDDLE, HIGH = 0.50, 0.60, 0.69
 
 ROLES = ("competent", "over-segmenting", "decoy-following", "noisy", "generous")
 
@@ -51,6 +52,8 @@ class Config:
 
     size: int = 64
     """Side of the square pictures in pixels, at least 32."""
+    rule: Literal["signs", "ratio"] = "signs"
+    """What makes the label: the cup-to-disc ratio together with the signs, or the ratio alone."""
     seed: int = 0
     """Chooses the scenes: example i of a seed is always the same."""
     masks: int = 260
@@ -98,8 +101,10 @@ class Findings(NamedTuple):
     pale_ratio: float
 
 
-def diagnose(cdr: float, defect: bool, rim_pallor: bool) -> int:
+def diagnose(cdr: float, defect: bool, rim_pallor: bool, rule: str = "signs") -> int:
     """Applies the label rule: 1 for glaucoma."""
+    if rule == "ratio":
+        return int(cdr > MIDDLE)
     return int(cdr > HIGH or (cdr > LOW and (defect or rim_pallor)))
 
 
@@ -110,8 +115,10 @@ def _arcuate(rng: np.random.Generator, temporal: int, below: bool) -> float:
     return angle if temporal > 0 else math.pi - angle
 
 
-def draw_scene(seed: int, index: int, cameras: tuple[str, ...]) -> tuple[fundus.Scene, Findings]:
-    """Draws the latent numbers of one example."""
+def draw_scene(
+    seed: int, index: int, cameras: tuple[str, ...], rule: str = "signs"
+) -> tuple[fundus.Scene, Findings]:
+    """Draws the latent numbers of one example; the rule changes nothing but the label."""
     rng = stream(seed, index, "scene")
     temporal = 1 if rng.random() < 0.5 else -1
     below = bool(rng.random() < 0.5)
@@ -192,7 +199,7 @@ def draw_scene(seed: int, index: int, cameras: tuple[str, ...]) -> tuple[fundus.
         camera=camera,
     )
     findings = Findings(
-        diagnose(cdr, defect, rim_pallor),
+        diagnose(cdr, defect, rim_pallor, rule),
         cdr,
         defect,
         rim_pallor,
@@ -276,13 +283,13 @@ class Phantoms:
 
     def describe(self, i: int) -> dict[str, Any]:
         """Tells what example ``i`` shows: its findings and decoys, camera and eye, as plain values."""
-        scene, findings = draw_scene(self.config.seed, self._index(i), self.config.cameras)
+        scene, findings = draw_scene(self.config.seed, self._index(i), self.config.cameras, self.config.rule)
         return {**findings._asdict(), "camera": scene.camera, "eye": "left" if scene.temporal > 0 else "right"}
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
         """Draws example ``i``: image, mask (disc, cup), label and, where the config asks, raters and their weights."""
         index, config = self._index(i), self.config
-        scene, findings = draw_scene(config.seed, index, config.cameras)
+        scene, findings = draw_scene(config.seed, index, config.cameras, config.rule)
         grid = lay_grid(scene.centre, config.size)
         example = {
             "image": draw_image(scene, config.seed, index, config.size),

@@ -171,6 +171,19 @@ def test_label_rule():
     assert [phantoms.diagnose(above, d, p) for d in (False, True) for p in (False, True)] == [1, 1, 1, 1]
 
 
+def test_the_label_may_hang_on_the_ratio_alone():
+    """The picture, masks and raters stay; about half are positive."""
+    signs, ratio = (phantoms.Phantoms(phantoms.Config(32, rule=rule, raters=2), 0, 400) for rule in ("signs", "ratio"))
+    for name, value in signs[3].items():
+        if name != "label":
+            np.testing.assert_array_equal(ratio[3][name], value)
+    told = [ratio.describe(i) for i in range(len(ratio))]
+    assert [one["label"] for one in told] == [int(one["cdr"] > phantoms.MIDDLE) for one in told]
+    assert ratio[3]["label"] == told[3]["label"]
+    assert 0.4 < np.mean([one["label"] for one in told]) < 0.6
+    assert any(one["label"] != signs.describe(i)["label"] for i, one in enumerate(told))
+
+
 def test_cup_to_disc_ratio_helps_and_does_not_suffice(column):
     label = column["label"].astype(int)
     # Meant: 45 to 50 percent positive; 1200 scenes are right to 3 percent (two standard errors).

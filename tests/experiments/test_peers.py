@@ -9,6 +9,7 @@ from functools import cache
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 import bench
@@ -20,11 +21,14 @@ from ophjax import methods, trees
 from ophjax.errors import InputError
 from ophjax.nets.critic import PatchEncoder
 from ophjax.nets.efficientnet import EfficientUNet
+from ophjax.nets.expertness import ExpG
 from ophjax.nets.resnet import ResNet
 from ophjax.nets.synthesizer import DomainSynthesizer
 from ophjax.nets.unet import UNet
 from ophjax.nets.ushape import UShape
 from ophjax.train import host
+from ophjax.transforms import expertise
+from ophjax.transforms.searching import search
 from peers import memory, timing
 
 
@@ -240,6 +244,34 @@ def test_steps_have_our_losses_and_gradients(torch, method, monkeypatch):
             net.load_state_dict(before[name])
         compared += 1
     assert compared == len(peer.stages)
+
+
+def test_the_search_for_expertness_goes_our_way(torch):
+    """The logit before each of six steps, from the same coordinate network and diagnosis net."""
+    from peers import diff
+    from peers.weights import copy_weights
+
+    rng, (net, theirs) = np.random.default_rng(2), (ResNet(1, 10, 8, "small"), diff.ResNet(1, 10, 8, "small", channels=4))
+    image, encoded = rng.uniform(size=(24, 20, 3)), rng.integers(0, 3, (24, 20, 7)) / 2
+    image, encoded = (x.astype(np.float32) for x in (image, encoded))
+    made = jax.eval_shape(lambda: net.init(jax.random.key(0), np.zeros((1, 24, 20, 4), np.float32), train=False))
+    params, stats = draw(made["params"], made["batch_stats"])
+    stats = jax.tree_util.tree_map_with_path(lambda path, leaf: leaf - (path[-1].key == "mean"), stats)  # none is dead
+    own, _ = draw(jax.eval_shape(lambda: ExpG(7, 6).init(jax.random.key(0), 24, 20))["params"], {})
+
+    def objective(own):
+        fused = expertise.fuse(expertise.expertness(ExpG(7, 6).apply({"params": own}, 24, 20), np.ones(7)), masks)
+        seen = jax.numpy.concatenate([image, fused], -1)
+        return -net.apply({"params": params, "batch_stats": stats}, seen[None], train=False)[0, 0]
+
+    masks = encoded.transpose(2, 0, 1)[..., None]
+    values = jax.jit(lambda own: search(objective, optax.adam(0.05), own, steps=6)[1])(own)
+    copy_weights(theirs, params, stats)
+    copy_weights(maps := diff.ExpG(7, 6), own)
+    seen = (torch.from_numpy(x.transpose(2, 0, 1).copy()) for x in (image, encoded))
+    logits = diff.search(theirs, maps, *seen, steps=6, lr=0.05)
+    np.testing.assert_allclose(logits, -np.asarray(values), rtol=1e-3, atol=1e-4)
+    assert logits[-1] > logits[0]
 
 
 @pytest.mark.parametrize("mode", ["eager", "channels-last"])
