@@ -70,8 +70,7 @@ SMOKE: dict[str, Any] = dict(
 # Changes to the loop's configuration, by preset.
 TRAIN: dict[str, dict[str, Any]] = {}
 
-_JUDGED = ("diagnosis", "judge")
-_KNOWN = (*_JUDGED, "unseen")
+_JUDGED, _KNOWN = ("diagnosis", "judge"), ("diagnosis", "judge", "unseen")
 
 # What a comparison runs beside the method itself: changes to Config, and the networks taken over from its run.
 VARIANTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
@@ -81,6 +80,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "pixel-fast": (dict(parametrisation="pixel", search_lr=0.05, diagnosis_steps=0), _KNOWN),
     **{name: (dict(parametrisation=name, diagnosis_steps=0), _KNOWN) for name in ("pixel", "fourier")},
     "bce": (dict(objective="bce", diagnosis_steps=0), _KNOWN),
+    "sharp": (dict(temperature=3.0, diagnosis_steps=0), _KNOWN),
     "reverse": (dict(reverse=True, diagnosis_steps=0), _KNOWN),
     **{name: (dict(segmenter=name, diagnosis_steps=0), _KNOWN) for name in ("no-give", "no-take", "unet")},
     "convex": (dict(diagnosis_mask="convex"), ()),

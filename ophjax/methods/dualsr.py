@@ -62,23 +62,27 @@ TRAIN: dict[str, dict[str, Any]] = {"paper": dict(batch_size=32), "demo": dict(b
 
 _SHORT: dict[str, Any] = dict(ratio=0.5, dual_steps=0, steps=0)
 _EQUAL: dict[str, Any] = _SHORT | dict(widths="uniform")
+_CHOICES: dict[str, dict[str, Any]] = {
+    "guided": _EQUAL,
+    **{name: _EQUAL | dict(selection=name) for name in ("magnitude", "magnitude-refit", "random")},
+    "searched": _SHORT,
+}
 _TAKEN = ("primal", "dual")
-# What a comparison runs beside the method itself: changes to Config, and the networks taken over from its run.
+# What a comparison runs beside the method itself: changes to Config, and the networks taken over from its run. Of each
+# choice of channels: half of them taken out, the same without tuning, and 30 or 70 in a hundred taken out.
 VARIANTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "primal-only": (dict(dual_weight=0.0), ()),
     "joint": (dict(dual_steps=0), ()),
     "frozen": (dict(freeze_dual=True), ()),
     "narrow": (dict(narrow=0.5), ()),
-    "searched": (_SHORT, _TAKEN),
-    "guided": (_EQUAL, _TAKEN),
-    "magnitude": (_EQUAL | dict(selection="magnitude"), _TAKEN),
-    "magnitude-refit": (_EQUAL | dict(selection="magnitude-refit"), _TAKEN),
-    "random": (_EQUAL | dict(selection="random"), _TAKEN),
-    "guided-untuned": (_EQUAL | dict(tune_steps=0), _TAKEN),
+    **{name: (changes, _TAKEN) for name, changes in _CHOICES.items()},
+    **{f"{name}-untuned": (changes | dict(tune_steps=0), _TAKEN) for name, changes in _CHOICES.items()},
     "guided-one-untuned": (_EQUAL | dict(tune_steps=0, selection_at_once=1), _TAKEN),
-    "magnitude-untuned": (_EQUAL | dict(tune_steps=0, selection="magnitude"), _TAKEN),
-    "magnitude-refit-untuned": (_EQUAL | dict(tune_steps=0, selection="magnitude-refit"), _TAKEN),
-    "random-untuned": (_EQUAL | dict(tune_steps=0, selection="random"), _TAKEN),
+    **{
+        f"{name}-{percent}": (changes | dict(ratio=percent / 100), _TAKEN)
+        for percent in (30, 70)
+        for name, changes in _CHOICES.items()
+    },
 }
 
 # The scores of a comparison's table (patterns over names), the first of which is compared seed by seed.

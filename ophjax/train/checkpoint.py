@@ -187,9 +187,11 @@ class Checkpoints:
         )
 
     def _unwritten(self, error: Exception) -> InputError:
+        late = isinstance(error, TimeoutError)  # a process that stood still, a disk that is far too slow
+        mend = "see whether the disk answers" if late else "make room or mend the folder's permissions"
         return InputError(
-            f"A checkpoint could not be written to {self.folder}: {error}. Earlier checkpoints are whole: make room "
-            "or mend the folder's permissions, then run the same command with --resume."
+            f"A checkpoint could not be written to {self.folder}{' in time' if late else ''}: {error}. Earlier "
+            f"checkpoints are whole: {mend}, then run the same command with --resume."
         )
 
 
