@@ -1,11 +1,11 @@
-"""A run folder of the hyper-initializer as its first checkpoint leaves it, without any training."""
+"""A run folder of the hyper-initializer with a drawn hypernetwork in its one checkpoint, without any training."""
 
 import dataclasses
 import json
 from contextlib import closing
 
-import jax
 import jax.numpy as jnp
+from made_run import drawn
 
 from ophjax.data import shapes
 from ophjax.methods import hyperinit
@@ -24,7 +24,7 @@ def write_run(folder, **changes):
         "mask": jnp.zeros((2, 16, 16, 1), jnp.uint8), "mask_weight": jnp.ones(2), "weight": jnp.ones(2),
         "index": jnp.arange(2),
     }  # fmt: skip
-    state = jax.jit(method.init)(jax.random.key(0), batch)
+    state = drawn(method, batch)
     folder.mkdir()
     about = {"method": "hyperinit", "data": "shapes", "config": plain_config(method=config)}
     (folder / "config.json").write_text(json.dumps(about))

@@ -13,9 +13,9 @@ The label is a rule on latent numbers, made so that neither the masks nor the pi
   peripapillary atrophy (outside the disc edge), pale patches on the retina.
 
 Each sign must thus be placed relative to disc and cup. With rule ``ratio`` the label hangs on the cup alone, positive =
-cdr > MIDDLE, and every sign is a decoy: all that a reader needs is a true mask. Scenes do not depend on the size of the picture, on the
-camera or on how many examples are asked for. Every example carries its label; training on few labels means
-reading the labels of ``train`` alone. All numbers here are our own decisions.
+cdr > MIDDLE, and every sign is a decoy: all that a reader needs is a true mask. Scenes do not depend on the size of the
+picture, on the camera or on how many examples are asked for. Every example carries its label; training on few labels
+means reading the labels of ``train`` alone. All numbers here are our own decisions.
 """
 
 from __future__ import annotations
@@ -115,9 +115,7 @@ def _arcuate(rng: np.random.Generator, temporal: int, below: bool) -> float:
     return angle if temporal > 0 else math.pi - angle
 
 
-def draw_scene(
-    seed: int, index: int, cameras: tuple[str, ...], rule: str = "signs"
-) -> tuple[fundus.Scene, Findings]:
+def draw_scene(seed: int, index: int, cameras: tuple[str, ...], rule: str = "signs") -> tuple[fundus.Scene, Findings]:
     """Draws the latent numbers of one example; the rule changes nothing but the label."""
     rng = stream(seed, index, "scene")
     temporal = 1 if rng.random() < 0.5 else -1

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import pytest
+from made_run import drawn
 
 import ophjax
 import run
-from ophjax.train import host
+from ophjax.train import host, loop
 from ophjax.train.logs import read_events
 from ophjax.train.report import page
 
@@ -59,27 +61,80 @@ def redraws(monkeypatch):
     return seen
 
 
+write_report = page.write_report
+
+
+def write_at_end(folder):
+    """Draws the report of a finished run, and none while it goes on."""
+    last = [event["event"] for event in read_events(folder / "metrics.jsonl")][-1]
+    return write_report(folder) if last == "finish" else None
+
+
+@pytest.fixture
+def one_report(monkeypatch):
+    """Runs in this process draw their report once."""
+    monkeypatch.setattr(page, "write_report", write_at_end)
+
+
+def draw_init(method, batch, shardings):
+    """Stands in for ``loop.compile_init`` where the question is not how a run starts: nothing is compiled."""
+    state = jax.device_put(drawn(method, batch), shardings)
+    return lambda key: state
+
+
+@pytest.fixture
+def drawn_start(monkeypatch):
+    """Runs in this process begin with drawn numbers."""
+    monkeypatch.setattr(loop, "compile_init", draw_init)
+
+
+@pytest.fixture
+def untrained(drawn_start, monkeypatch):
+    """Nor do they learn: each stage's step is traced for what its stream gives, and neither compiled nor run."""
+
+    def compile_step(stage, mesh, shardings, **options):
+        traced = []
+
+        def step(key, state, batch):
+            if not traced:
+                traced.append(jax.eval_shape(stage.step, key, state, batch))
+            return state.replace(step=state.step + 1), {"loss": jnp.zeros(())}
+
+        return step
+
+    monkeypatch.setattr(loop, "compile_step", compile_step)
+
+
 SETTINGS = {
     "JAX_PLATFORMS": "cpu",
     "JAX_NUM_CPU_DEVICES": "8",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "PYTHONPATH": os.pathsep.join([str(Path(ophjax.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "PYTHONPATH": os.pathsep.join(
+        [str(Path(ophjax.__file__).parents[1]), str(Path(run.__file__).parent), os.environ.get("PYTHONPATH", "")]
+    ),
 }
 """The settings of the tests' own process for another one, so that both share compiled programs."""
 
 
+QUICK = Path(__file__).with_name("quick.py")
+
+
 @pytest.fixture(scope="session")
 def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts run.py in a process of its own and returns it; what still runs after the tests is killed.
+    """Starts run.py (by way of quick.py) in a process of its own and returns it; what still runs after the tests is
+    killed.
 
     ``blocks`` is the most that it may write to one file, in blocks of 512 bytes.
     """
     started: list[subprocess.Popen[str]] = []
 
-    def call(*argv: object, blocks: int | str = "unlimited", **environment: str) -> subprocess.Popen[str]:
+    def call(
+        *argv: object, blocks: int | str = "unlimited", script: Path | str = QUICK, **environment: str
+    ) -> subprocess.Popen[str]:
         cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
         process = subprocess.Popen(
-            ["sh", "-c", f'ulimit -f {blocks} && exec "$@"', "sh", sys.executable, run.__file__, *map(str, argv)],
+            ["sh", "-c", f'ulimit -f {blocks} && exec "$@"', "sh", sys.executable, script, *map(str, argv)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -124,7 +179,10 @@ def wait_for() -> Callable[..., None]:
 def smoke_run(tmp_path_factory) -> Path:
     """The folder of a finished run: SeATrans on phantoms at the smoke preset. Not to be changed; copy it."""
     runs = tmp_path_factory.mktemp("runs")
+    argv = ["--method", "seatrans", "--preset", "smoke", "--train.eval-every", "4", "--runs", str(runs)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(host, "prepare_compiler", lambda: None)
-        assert run.run(["--method", "seatrans", "--preset", "smoke", "--runs", str(runs), "--name", "first"]) == 0
+        patch.setattr(loop, "compile_init", draw_init)
+        patch.setattr(page, "write_report", write_at_end)
+        assert run.run([*argv, "--name", "first"]) == 0
     return runs / "first"

@@ -1,5 +1,6 @@
 """Every mistake a user can make ends with one paragraph on stderr and exit code 2, never with a traceback."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -20,6 +21,7 @@ from ophjax import data as datasets
 from ophjax import methods
 from ophjax.data import files, phantoms
 from ophjax.errors import InputError
+from ophjax.methods import fccl
 from ophjax.train import checkpoint, host, loop
 from ophjax.train.logs import EventLog, read_events
 from ophjax.train.report import page
@@ -233,10 +235,11 @@ def again(command, run_folder, *more):
 
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory):
-    """The folder of a finished run of SMALL. Not to be changed; copy it."""
+    """The folder of a finished run of SMALL, without its report. Not to be changed; copy it."""
     runs = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(host, "prepare_compiler", lambda: None)
+        patch.setattr(page, "write_report", lambda folder: folder)
         assert run.run([*map(str, SMALL), "--runs", str(runs), "--name", "small"]) == 0
     return runs / "small"
 
@@ -292,12 +295,19 @@ def test_damaged_checkpoint(command, shell, small_run, tmp_path):
 
 
 @pytest.mark.parametrize(("eval_every", "step"), [(2, 3), (1, 2)])
-def test_divergence(command, redraws, tmp_path, eval_every, step):
-    """A learning rate of 1e30 breaks the classifier stage: in the loss of its second step, or, where the state is
-    evaluated before that, in the predictions after the first. The checkpoint of the segmenter stage stays."""
-    small = ("--method", "goals", "--preset", "smoke", "--method.segmenter-steps", 1)
-    absurd = ("--method.lr", "1e30", "--train.eval-every", eval_every)
-    result = command(*small, "--runs", tmp_path, "--name", "x", *absurd)
+def test_divergence(command, redraws, drawn_start, monkeypatch, tmp_path, eval_every, step):
+    """A learning rate of 1e30 breaks the second stage: in the loss of its second step, or, where the state is evaluated
+    before that, in the predictions after the first. The checkpoint of the first stage stays."""
+
+    def make(config, make=fccl.make):
+        """FCCL whose first step is an ordinary one, in a stage of its own."""
+        method, calm = (make(dataclasses.replace(config, lr=lr)) for lr in (config.lr, 1e-3))
+        (first,), (second,) = calm.stages, method.stages
+        return method._replace(stages=(first._replace(name="calm", steps=1), second))
+
+    monkeypatch.setattr(fccl, "make", make)
+    absurd = ("--method.width", 8, "--method.lr", "1e30", "--train.eval-every", eval_every)
+    result = command(*SMALL, *absurd, "--runs", tmp_path, "--name", "x")
     assert_refused(result, "Stage 'classifier'", f"at step {step}", "last good checkpoint is that of step 1")
     assert [e["step"] for e in read_events(tmp_path / "x" / "metrics.jsonl") if e["event"] == "diverged"] == [step]
     assert redraws[-1] == "diverged", "the report shows it"
@@ -308,7 +318,7 @@ def test_divergence(command, redraws, tmp_path, eval_every, step):
 
 
 @pytest.mark.parametrize("name", ["report.html", "predictions.csv"])
-def test_full_disk_under_the_results(command, small_run, tmp_path, name):
+def test_full_disk_under_the_results(command, one_report, small_run, tmp_path, name):
     """The device that is always full stands in for one file; when it is gone, --resume finishes the run."""
     run_folder = unfinished(small_run, tmp_path / "run")
     (run_folder / "predictions.csv").unlink()

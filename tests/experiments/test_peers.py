@@ -251,7 +251,10 @@ def test_the_search_for_expertness_goes_our_way(torch):
     from peers import diff
     from peers.weights import copy_weights
 
-    rng, (net, theirs) = np.random.default_rng(2), (ResNet(1, 10, 8, "small"), diff.ResNet(1, 10, 8, "small", channels=4))
+    rng, (net, theirs) = (
+        np.random.default_rng(2),
+        (ResNet(1, 10, 8, "small"), diff.ResNet(1, 10, 8, "small", channels=4)),
+    )
     image, encoded = rng.uniform(size=(24, 20, 3)), rng.integers(0, 3, (24, 20, 7)) / 2
     image, encoded = (x.astype(np.float32) for x in (image, encoded))
     made = jax.eval_shape(lambda: net.init(jax.random.key(0), np.zeros((1, 24, 20, 4), np.float32), train=False))

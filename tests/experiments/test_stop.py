@@ -15,14 +15,15 @@ from ophjax.train.logs import read_events
 pytestmark = pytest.mark.slow
 
 # A checkpoint after every third step; the contract stops and resumes methods of several stages in one process.
-COMMAND = ("--method", "fccl", "--preset", "smoke", "--method.steps", 12, "--train.eval-every", 3)
+STEPS = 15
+COMMAND = ("--method", "fccl", "--preset", "smoke", "--method.steps", STEPS, "--train.eval-every", 3, "--name", "run")
 
 
 def final(folder):
     """The last state, leaf by leaf, and the loss of every step; of a step run twice the later one."""
     with closing(Checkpoints(folder / "checkpoints", read_only=True)) as saved:
-        assert saved.steps()[-1] == 12
-        state = trees.named_leaves(saved.read(12))
+        assert saved.steps()[-1] == STEPS
+        state = trees.named_leaves(saved.read(STEPS))
     return state, {e["step"]: e["loss"] for e in read_events(folder / "metrics.jsonl") if e["event"] == "train"}
 
 
@@ -30,57 +31,38 @@ def kinds(folder):
     return [event["event"] for event in read_events(folder / "metrics.jsonl")]
 
 
-def assert_same(one, other):
-    state, losses = one
-    assert losses == other[1]
-    assert state.keys() == other[0].keys()
-    assert [path for path in state if not np.array_equal(state[path], other[0][path])] == []
+def test_killed_and_asked_to_stop(start, shell, command, redraws, wait_for, tmp_path):
+    """One run, begun and three times resumed: killed (no handler runs) at a moment drawn by chance after a checkpoint;
+    by SIGTERM and by Ctrl-C saved at the step it had come to, with code 75; then left alone. The final state, optimiser
+    and statistics included, is that of an uninterrupted run bit for bit, and so are all losses."""
+    folder = tmp_path / "stopped" / "run"
+    given = (*COMMAND, "--runs", folder.parent)
 
-
-@pytest.fixture(scope="module")
-def whole(shell, tmp_path_factory):
-    """What a run leaves that nothing interrupts."""
-    runs = tmp_path_factory.mktemp("whole")
-    result = shell(*COMMAND, "--runs", runs, "--name", "run")
-    assert result.code == 0, result.err
-    return final(runs / "run")
-
-
-def test_kill(start, shell, wait_for, whole, tmp_path):
-    """Killed twice (no handler runs), each time at a moment drawn by chance after a new checkpoint: the final state,
-    optimiser and statistics included, is that of the uninterrupted run bit for bit, and so are all losses."""
-    folder = tmp_path / "run"
-    known: set[str] = set()
-
-    def checkpoints():
-        return {path.name for path in (folder / "checkpoints").glob("*") if path.name.isdecimal()}
-
-    for more in ((), ("--resume",)):
-        process = start(*COMMAND, "--runs", tmp_path, "--name", "run", *more)
-        wait_for(process, lambda known=known: checkpoints() - known)
-        time.sleep(random.uniform(0, 0.5))
-        process.kill()
-        process.communicate()
-        known = checkpoints()
-        assert "finish" not in kinds(folder), "killed in time"
-    result = shell(*COMMAND, "--runs", tmp_path, "--name", "run", "--resume")
-    assert result.code == 0, result.err
-    assert kinds(folder).count("resume") == 2
-    assert_same(final(folder), whole)
-
-
-def test_asked_to_stop(start, shell, wait_for, whole, tmp_path):
-    """SIGTERM, and after --resume Ctrl-C: each time saved at the step it had come to, with code 75."""
-    folder = tmp_path / "run"
-    for number, more in ((signal.SIGTERM, ()), (signal.SIGINT, ("--resume",))):
-        process = start(*COMMAND, "--runs", tmp_path, "--name", "run", *more)
+    def until_saved(*more):
+        """Starts a process and waits for its next checkpoint."""
         before = kinds(folder).count("save")
-        wait_for(process, lambda before=before: kinds(folder).count("save") > before)
+        process = start(*given, *more)
+        wait_for(process, lambda: kinds(folder).count("save") > before)
+        return process
+
+    process = until_saved()
+    wait_for(process, (folder / "checkpoints" / "3").exists)
+    time.sleep(random.uniform(0, 0.5))
+    process.kill()
+    process.communicate()
+    assert "stop" not in kinds(folder) and "finish" not in kinds(folder), "killed in time"
+    for number in (signal.SIGTERM, signal.SIGINT):
+        process = until_saved("--resume")
         process.send_signal(number)
         out, err = process.communicate(timeout=120)
         assert process.returncode == 75, err
         assert out.splitlines()[-1].count("--resume") == 1 and "Traceback" not in err
         assert kinds(folder)[-1] == "stop"
-    result = shell(*COMMAND, "--runs", tmp_path, "--name", "run", "--resume")
+    result = shell(*given, "--resume")
     assert result.code == 0, result.err
-    assert_same(final(folder), whole)
+    assert kinds(folder).count("resume") == 3
+
+    assert command(*COMMAND, "--runs", tmp_path / "whole").code == 0
+    (state, losses), (expected, alone) = final(folder), final(tmp_path / "whole" / "run")
+    assert losses == alone and state.keys() == expected.keys()
+    assert [path for path in state if not np.array_equal(state[path], expected[path])] == []

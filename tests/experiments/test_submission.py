@@ -20,11 +20,11 @@ def test_several_processes_write_none_and_say_so(tmp_path, monkeypatch, capsys):
     assert not capsys.readouterr().out
 
 
-def test_goals(tmp_path, command):
+def test_goals(tmp_path, command, untrained, one_report):
     """From the official layout to a submission at the original size, which the evaluator reads."""
     official.goals_truth(tmp_path / "Train", count=16)
     official.goals_truth(tmp_path / "Validation", count=3)
-    runs = ("--runs", tmp_path / "runs", "--name", "one")
+    runs = ("--runs", tmp_path / "runs", "--name", "one", "--train.eval-every", "100")
     where = ("--data.root", tmp_path / "Train", "--data.test-root", tmp_path / "Validation", "--data.width", "48")
     result = command("--method", "goals", "--data", "goals", "--preset", "smoke", *where, *runs)
     assert result.code == 0, result.err
@@ -36,8 +36,8 @@ def test_goals(tmp_path, command):
     assert "Thickness of the layers" in page and "choroid: thickness in rows" in page
 
 
-def test_gamma(tmp_path, command):
-    """All three tasks, trained on fifteen made eyes, on two without answers."""
+def test_gamma(tmp_path, command, untrained, redraws):
+    """All three tasks, their stages fed with twelve of fifteen made eyes; the answers to three others."""
     official.gamma_truth(tmp_path / "training_data", count=15, slices=4)
     official.gamma_truth(tmp_path / "val_data", count=3, slices=4)
     where = ("--data.root", tmp_path / "training_data", "--data.test-root", tmp_path / "val_data")

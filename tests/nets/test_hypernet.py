@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import zoo
+from made_run import drawn_like
 
 import ophjax
 from ophjax import trees
@@ -28,7 +29,7 @@ CORES = pytest.mark.parametrize("core", ["graphormer", "gated"])
 
 @pytest.fixture(scope="module")
 def trained():
-    """A hypernetwork's parameters by core, once for all tests."""
+    """A hypernetwork and drawn parameters by core, once for all tests."""
     made = {}
 
     def get(core="graphormer"):
@@ -37,7 +38,8 @@ def trained():
             graph = trace_graph(build(PLAIN, classes=4, regions=1), IMAGE)
             _, rows = lay_out(graph, config, head="predict")
             ghn = GHN(config)
-            made[core] = (ghn, jax.jit(ghn.init)(jax.random.key(0), featurise(graph, config, rows))["params"])
+            shapes = jax.eval_shape(ghn.init, jax.random.key(0), featurise(graph, config, rows))
+            made[core] = (ghn, drawn_like(shapes)["params"])
         return made[core]
 
     return get
@@ -66,7 +68,10 @@ MODULES = {
 @CORES
 @pytest.mark.parametrize("name", MODULES)
 def test_the_tree_is_that_of_module_init_and_runs(name, core, trained):
-    """Checks 1 and 2: tree, shapes and types; every leaf predicted or listed; the module runs on it."""
+    """Checks 1 and 2: tree, shapes and types; every leaf predicted or listed; the module runs on it.
+
+    On what the gated core predicts only one module is run: behind the bank nothing knows of the core.
+    """
     ghn, params = trained(core)
     module, image = MODULES[name]()
     graph = trace_graph(module, image)
@@ -79,10 +84,9 @@ def test_the_tree_is_that_of_module_init_and_runs(name, core, trained):
     assert jax.tree.map(lambda x: (x.shape, x.dtype), made) == jax.tree.map(lambda x: (x.shape, x.dtype), own)
     pieces, _ = lay_out(graph, ghn.config, head="predict")
     assert {p.path for p in pieces} | {path for path, _ in graph.fallback} == {path for path, _, _ in graph.shapes}
-    out = jax.jit(lambda key: module.apply(init(key), jnp.ones(image.shape), **call_options(module, train=False)))(
-        jax.random.key(0)
-    )
-    assert bool(jnp.isfinite(out).all())
+    if core == "graphormer" or name == "bfloat16":
+        run = jax.jit(lambda key: module.apply(init(key), jnp.ones(image.shape), **call_options(module, train=False)))
+        assert bool(jnp.isfinite(run(jax.random.key(0))).all())
 
 
 def predicted(ghn, params, graph):
@@ -100,16 +104,20 @@ def test_numbering_and_padding_change_nothing(core, trained):
     """Checks 6 and 7."""
     ghn, params = trained(core)
     graph = trace_graph(build(Architecture("residual", (8, 16), norm="group"), classes=4, regions=1), IMAGE)
-    tensors, other = predicted(ghn, params, graph), predicted(ghn, params, permuted(graph, 1))
-    for path, x in tensors.items():
-        np.testing.assert_allclose(other[path], x, atol=2e-6, err_msg=str(path))
     pieces, rows = lay_out(graph, ghn.config, head="predict")
     run = jax.jit(lambda features: ghn.apply({"params": params}, features))
     plain = run(featurise(graph, ghn.config, rows))
+    shuffled = permuted(graph, 1)
+    others, their_rows = lay_out(shuffled, ghn.config, head="predict")
+    tensors = assemble(pieces, plain)
+    other = assemble(others, run(featurise(shuffled, ghn.config, their_rows)))
+    assert other.keys() == tensors.keys()
+    for path, x in tensors.items():
+        np.testing.assert_allclose(other[path], x, atol=1e-5, err_msg=str(path))
     most = {group: len(owners) + 2 for group, owners in rows.items()}
     wide = run(featurise(graph, ghn.config, rows, nodes=len(graph.nodes) + 7, most=most))
     for group, values in plain.items():
-        np.testing.assert_allclose(wide[group][: len(values)], values, atol=2e-6)
+        np.testing.assert_allclose(wide[group][: len(values)], values, atol=1e-5)
     assert {piece.group for piece in pieces} == set(plain)
 
 
@@ -157,15 +165,14 @@ def test_every_part_of_the_hypernetwork_gets_a_gradient(core, trained):
     graph = trace_graph(module, IMAGE)
     image = jax.random.normal(jax.random.key(1), (4, 16, 16, 3))
     labels = jnp.arange(4)
-    init = hyper_init(params, module, IMAGE, ghn=ghn, head="predict", graph=graph, noise=0)
-    stats = jax.jit(init)(jax.random.key(0))["batch_stats"]
 
-    def loss(params):
+    @jax.jit
+    @jax.value_and_grad
+    def valued(params):
         tensors = hyper_init(params, module, IMAGE, ghn=ghn, head="predict", graph=graph, noise=0)(jax.random.key(0))
-        return child_loss(module, tensors["params"], stats, image, labels)
+        return child_loss(module, tensors["params"], tensors["batch_stats"], image, labels)
 
-    valued = jax.jit(loss)
-    grads = trees.named_leaves(jax.jit(jax.grad(loss))(params))
+    grads = trees.named_leaves(valued(params)[1])
     silent = [path for path, grad in grads.items() if not float(jnp.abs(grad).max()) > 0]
     assert not silent
     at = ("decoder", "vector", "bias")
@@ -174,7 +181,8 @@ def test_every_part_of_the_hypernetwork_gets_a_gradient(core, trained):
     def moved(by):
         decoder = params["decoder"]
         bias = decoder["vector"]["bias"].at[0].add(by)
-        return valued({**params, "decoder": {**decoder, "vector": {**decoder["vector"], "bias": bias}}})
+        value, _ = valued({**params, "decoder": {**decoder, "vector": {**decoder["vector"], "bias": bias}}})
+        return value
 
     numeric = (float(moved(step)) - float(moved(-step))) / (2 * step)
     assert numeric == pytest.approx(float(grads["/".join(at)][0]), rel=0.05, abs=1e-4)
@@ -185,19 +193,17 @@ def test_heads_fallbacks_and_randomness(trained):
     ghn, params = trained()
     module = build(PLAIN, classes=4, regions=1)
 
-    def made(key, **options):
+    def changing(**options):
+        """Which parameters another key changes."""
         init = jax.jit(hyper_init(params, module, IMAGE, ghn=ghn, **options))
-        return trees.named_leaves(init(jax.random.key(key))["params"])
+        one, two = (trees.named_leaves(init(jax.random.key(key))["params"]) for key in (0, 1))
+        return {path for path in one if not np.array_equal(one[path], two[path])}
 
-    one, two = made(0, head="predict", noise=0), made(1, head="predict", noise=0)
-    assert all(np.array_equal(one[path], two[path]) for path in one)
-    one, two = made(0, noise=0), made(1, noise=0)
-    assert {path for path in one if not np.array_equal(one[path], two[path])} == {"head/kernel"}
-    one, two = made(0), made(1)
-    changed = {path for path in one if not np.array_equal(one[path], two[path])}
-    assert changed == {path for path, x in one.items() if x.ndim > 1}
-    one, two = (made(key, head_paths=[("hidden", "kernel")], noise=0) for key in (0, 1))
-    assert {path for path in one if not np.array_equal(one[path], two[path])} == {"hidden/kernel"}
+    own = jax.eval_shape(lambda key: module.init(key, jnp.zeros(IMAGE.shape), train=False), jax.random.key(0))
+    assert not changing(head="predict", noise=0)
+    assert changing(noise=0) == {"head/kernel"}
+    assert changing() == {path for path, x in trees.named_leaves(own["params"]).items() if x.ndim > 1}
+    assert changing(head_paths=[("hidden", "kernel")], noise=0) == {"hidden/kernel"}
     with pytest.raises(InputError, match=r"names hiden/kernel, .* found: head/kernel.* Parameters: .*hidden/kernel"):
         hyper_init(params, module, IMAGE, ghn=ghn, head_paths=[("hiden", "kernel")])
 
@@ -208,8 +214,8 @@ def test_heads_fallbacks_and_randomness(trained):
             gain = self.param("gain", nn.initializers.constant(1e-6), (1, 1, 1, 8))
             return nn.Dense(4, name="head")((x * gain).mean((1, 2)))
 
-    left = hyper_init(params, Scaled(), IMAGE, ghn=ghn)(jax.random.key(0))["params"]["gain"]
-    np.testing.assert_allclose(left, 1e-6)
+    init = hyper_init(params, Scaled(), IMAGE, ghn=ghn)
+    np.testing.assert_allclose(jax.jit(lambda key: init(key)["params"]["gain"])(jax.random.key(0)), 1e-6)
     with pytest.raises(InputError, match="gain"):
         hyper_init(params, Scaled(), IMAGE, ghn=ghn, fallback="error")
     for options in ({"fallback": "zeros"}, {"head": "none"}):
@@ -238,14 +244,16 @@ def test_large_kernels_are_enlarged_and_small_ones_are_the_middle(trained):
 
     h = jax.random.normal(jax.random.key(2), (2, 16))
 
-    def kernels(high, wide):
-        return Decoding().apply({"params": {"decoder": params["decoder"]}}, h, high, wide)
+    @jax.jit
+    def kernels(decoder):
+        sizes = ((3, 3), (1, 1), (1, 3), (7, 7))
+        return [Decoding().apply({"params": {"decoder": decoder}}, h, high, wide) for high, wide in sizes]
 
-    whole = kernels(3, 3)
-    np.testing.assert_array_equal(kernels(1, 1)[..., 0, 0], whole[..., 1, 1])
-    np.testing.assert_array_equal(kernels(1, 3)[..., 0, :], whole[..., 1, :])
-    assert kernels(7, 7).shape == (2, 8, 8, 7, 7)
-    np.testing.assert_allclose(kernels(7, 7)[..., 3, 3], whole[..., 1, 1], rtol=1e-5)
+    whole, point, row, large = kernels(params["decoder"])
+    np.testing.assert_allclose(point[..., 0, 0], whole[..., 1, 1], atol=1e-6)
+    np.testing.assert_allclose(row[..., 0, :], whole[..., 1, :], atol=1e-6)
+    assert large.shape == (2, 8, 8, 7, 7)
+    np.testing.assert_allclose(large[..., 3, 3], whole[..., 1, 1], rtol=1e-4, atol=1e-6)
 
 
 def test_vocabulary_takes_the_nearest_size():
@@ -291,7 +299,7 @@ def test_a_pool_predicts_what_each_graph_alone_does(trained):
         bank = {group: values[child] for group, values in banks.items()}
         together = assemble(pool.pieces[child], bank)
         for piece in pieces:
-            np.testing.assert_allclose(together[piece.path], alone[piece.path], atol=2e-6)
+            np.testing.assert_allclose(together[piece.path], alone[piece.path], atol=1e-5)
         module = pool.modules[child]
         shapes = jax.eval_shape(
             lambda key, m=module: m.init(key, jnp.zeros(IMAGE.shape), train=False), jax.random.key(0)
@@ -306,7 +314,9 @@ def test_a_pool_predicts_what_each_graph_alone_does(trained):
 
 def test_recalibration_fills_running_statistics():
     module = build(PLAIN, classes=4, regions=1)
-    variables = jax.jit(lambda key: module.init(key, jnp.zeros(IMAGE.shape), train=False))(jax.random.key(0))
+    variables = drawn_like(
+        jax.eval_shape(lambda key: module.init(key, jnp.zeros(IMAGE.shape), train=False), jax.random.key(0))
+    )
     images = [jax.random.normal(jax.random.key(seed), (8, 16, 16, 3)) for seed in (1, 2)]
     found = recalibrate(module, variables, images)
     conv = variables["params"]["trunk"]["stem_conv"]["kernel"]

@@ -1,9 +1,12 @@
 """The multi-scale module: check 4 of M2DAN's spec, section (k), and its sizes."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from made_run import drawn_like
 
 from ophjax import trees
 from ophjax.errors import InputError
@@ -15,8 +18,7 @@ def test_reach_of_the_branches():
     base = jax.random.uniform(jax.random.key(1), (1, 15, 15, 2))
     for size in (3, 5, 7):
         module = MultiScale(kernels=(size,), width=16, features=4)
-        init = jax.jit(lambda key, module=module: module.init(key, [base], train=False))
-        variables = init(jax.random.key(size))
+        variables = drawn_like(jax.eval_shape(partial(module.init, train=False), jax.random.key(size), [base]))
         branch = jax.jit(lambda x, at=(module, variables): at[0].apply(at[1], [x], train=False)[1][0])
         moved = branch(base.at[0, 7, 7, 0].add(0.5)) - branch(base)
         rows, columns = np.nonzero(np.abs(np.asarray(moved)).sum((0, 3)))
@@ -29,13 +31,14 @@ def test_every_branch_matters(fusion):
     """Without one branch the fused map is another."""
     module = MultiScale(kernels=(1, 3, 5), width=4, features=6, fusion=fusion, squeeze=True)
     x = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
-    variables = module.init(jax.random.key(1), [x] * 3, train=False)
-    whole, branches = module.apply(variables, [x] * 3, train=False)
+    variables = drawn_like(jax.eval_shape(lambda key: module.init(key, [x] * 3, train=False), jax.random.key(1)))
+    run = jax.jit(lambda variables: module.apply(variables, [x] * 3, train=False))
+    whole, branches = run(variables)
     assert whole.shape == (2, 6, 6, 6) and [one.shape for one in branches] == [(2, 6, 6, 4)] * 3
     for number in (1, 2, 3):
         params = variables["params"] | {f"branch{number}": {"kernel": jnp.zeros_like(
             variables["params"][f"branch{number}"]["kernel"])}}  # fmt: skip
-        without, _ = module.apply(variables | {"params": params}, [x] * 3, train=False)
+        without, _ = run(variables | {"params": params})
         assert float(jnp.abs(whole - without).max()) > 1e-4
 
 
@@ -55,14 +58,13 @@ def test_shapes_and_norm(options):
     """Vectors have mean 0 and variance 1 over their length (within the norm's epsilon), whatever the settings."""
     net = MultiScaleNet(depth=10, width=4, kernels=(1, 3), branch_width=8, features=16, norm="group", **options)
     image = jax.random.uniform(jax.random.key(0), (2, 64, 64, 3))
-    variables = net.init(jax.random.key(1), image, train=False)
-    features, branches = net.apply(variables, image, train=False)
+    variables = drawn_like(jax.eval_shape(lambda key: net.init(key, image, train=False), jax.random.key(1)))
+    features, branches = jax.jit(lambda v: net.apply(v, image, train=False))(variables)
     assert features.shape == (2, 16) and branches.shape == (2, 2, 8) and features.dtype == jnp.float32
     np.testing.assert_allclose(features.mean(-1), 0, atol=1e-5)
     assert (np.abs(np.asarray(features.var(-1)) - 1) < 0.05).all()
-    plain = MultiScaleNet(**{field: getattr(net, field) for field in ("depth", "width", "kernels", "branch_width",
-        "features", "norm", "levels", "stem_kind", "pyramid")}, normalised=False)  # fmt: skip
-    assert float(jnp.abs(plain.apply(variables, image, train=False)[0] - features).max()) > 1e-3
+    raw = jax.jit(lambda v: net.clone(normalised=False).apply(v, image, train=False)[0])(variables)
+    assert float(jnp.abs(raw - features).max()) > 1e-3
 
 
 @pytest.mark.parametrize(("align", "heads"), [("fused", 1), ("branches", 3), ("both", 4)])

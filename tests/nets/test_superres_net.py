@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from made_run import drawn_like
 from numpy.lib.stride_tricks import sliding_window_view
 
 from ophjax import trees
@@ -73,9 +74,9 @@ def released(scale, ratio):
 
 
 def small(scale=4, inner=None, **options):
+    """A network and drawn parameters, about as large as its own start's."""
     net = DRN(scale, 2, 4, inner, **options)
-    params = jax.jit(net.init)(jax.random.key(3), jnp.zeros((1, 6, 6, 3)))["params"]
-    return net, params
+    return net, jax.tree.map(lambda leaf: 0.4 * leaf, drawn_like({"params": shapes(net)}, seed=3)["params"])
 
 
 @pytest.mark.parametrize(("size", "scale"), DENSE)
@@ -243,7 +244,8 @@ def test_weights_files(tmp_path):
     write_weights(path, tensors)
     read = read_weights(path)
     assert read.keys() == tensors.keys() and all((read[name] == tensors[name]).all() for name in read)
-    duals = {f"to{k}": jax.jit(Dual(4).init)(jax.random.key(k), jnp.zeros((1, 4, 4, 3)))["params"] for k in (1, 2)}
+    dual = jax.eval_shape(Dual(4).init, jax.random.key(0), jnp.zeros((1, 4, 4, 3)))
+    duals = {f"to{k}": drawn_like(dual, seed=k)["params"] for k in (1, 2)}
     back = dual_from_state_dict(dual_to_state_dict(duals))
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), back, duals))
 
@@ -292,6 +294,6 @@ def test_compact_module_has_the_pruned_shapes():
     net, params = small()
     inner = (3, 5, 9, 16, 7, 4, 13, 11)
     kept = {unit.name: np.arange(c) for unit, c in zip(units(net), inner, strict=True)}
-    pruned = prune(params, units(net), kept)
+    pruned = jax.eval_shape(lambda params: prune(params, units(net), kept), params)
     wanted = shapes(net.clone(inner=inner))
     assert jax.tree.map(jnp.shape, pruned) == jax.tree.map(jnp.shape, wanted)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from made_run import drawn_like
 
 from ophjax import trees
 from ophjax.nets.synthesizer import DomainSynthesizer, random_convolution, random_network, standardise
@@ -21,9 +22,9 @@ IMAGE = normal(0, 4, 12, 10, 3)
 
 
 def make(seed=0, **options):
-    """A synthesizer as a function of parameters and key, and its parameters."""
+    """A synthesizer as a function of parameters and key, and drawn parameters."""
     net = DomainSynthesizer(**options)
-    params = jit(net.init)(jax.random.key(seed), IMAGE, jax.random.key(1))["params"]
+    params = drawn_like(jax.eval_shape(net.init, jax.random.key(0), IMAGE, jax.random.key(1)), seed)["params"]
     return jit(lambda params, key, x=IMAGE: net.apply({"params": params}, x, key)), params
 
 
@@ -85,8 +86,8 @@ def test_reach_is_nine_pixels():
     """Four 3x3 convolutions; instance norms see everything, so without them (noise 0)."""
     net = DomainSynthesizer(noise=0)
     image = normal(5, 1, 15, 15, 1)
-    params = net.init(jax.random.key(0), image, jax.random.key(1))
-    slopes = jax.grad(lambda x: net.apply(params, x, jax.random.key(1))[0, 7, 7, 0])(image)
+    params = drawn_like(jax.eval_shape(net.init, jax.random.key(0), image, jax.random.key(1)))
+    slopes = jit(jax.grad(lambda x: net.apply(params, x, jax.random.key(1))[0, 7, 7, 0]))(image)
     rows, columns = np.nonzero(np.asarray(slopes)[0, ..., 0])
     assert rows.min() >= 3 and rows.max() <= 11 and columns.min() >= 3 and columns.max() <= 11
     assert rows.max() - rows.min() > 4

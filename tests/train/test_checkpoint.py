@@ -96,6 +96,18 @@ def test_what_was_not_finished_is_not_offered(saved, tmp_path):
         assert_filled(again.restore(2, target(make_state(0))), 2)
 
 
+@pytest.mark.parametrize(("error", "mend"), [(OSError("no space"), "make room"), (TimeoutError(), "the disk answers")])
+def test_what_is_to_be_done_where_one_is_not_written(saved, monkeypatch, error, mend):
+    """A full disk and one that does not answer are told apart."""
+
+    def fail():
+        raise error
+
+    monkeypatch.setattr(saved._manager, "wait_until_finished", fail)
+    with pytest.raises(InputError, match=rf"could not be written.*are whole: .*{mend}"):
+        saved.wait()
+
+
 def test_damaged_notes(saved):
     path = saved.folder / "5" / "meta" / "metadata"
     path.write_text('{"done": ')

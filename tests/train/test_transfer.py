@@ -60,10 +60,20 @@ def bench():
         return Bench("unet", data, steps=3, batch_size=8), data
 
 
-def test_starts_share_their_head_and_differ_elsewhere(bench, tmp_path):
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    """A hypernetwork and its parameters."""
+    folder = tmp_path_factory.mktemp("hyper") / "run"
+    write_run(folder)
+    return hyper.load_hyper(folder)
+
+
+def test_starts_share_their_head_and_differ_elsewhere(bench, loaded, monkeypatch):
     net, _ = bench
-    write_run(tmp_path / "run")
-    ghn, params = hyper.load_hyper(tmp_path / "run")
+    ghn, params = loaded
+    # Compiled; op by op it takes many times as long.
+    untrained = jax.jit(transfer.untrained, static_argnums=(0, 2))
+    monkeypatch.setattr(transfer, "untrained", untrained)
     made = {}
     for kind in transfer.STARTS:
         made[kind] = trees.named_leaves(net.start(kind, jax.random.key(0), ghn, params, seed=3))
@@ -78,11 +88,10 @@ def test_starts_share_their_head_and_differ_elsewhere(bench, tmp_path):
     assert float(kernel.std()) == pytest.approx(np.sqrt(2 / (9 * kernel.shape[2])), rel=0.1)
 
 
-def test_predicted_networks_are_scored_untuned(bench, tmp_path):
+def test_predicted_networks_are_scored_untuned(bench, loaded):
     """The score is that of the predicted tree with the statistics of the given images."""
     net, data = bench
-    write_run(tmp_path / "run")
-    ghn, params = hyper.load_hyper(tmp_path / "run")
+    ghn, params = loaded
     few, test = read(data.splits["train"]), read(data.splits["test"])
     found = net.untuned(ghn, params, few, test)
     make = hyper_init(params, net.module, net.image, ghn=ghn, head="predict", noise=0)
