@@ -79,9 +79,9 @@ def search_rates(images: int, size: int, preset: str, times: int, *, torch: bool
 
         def loop_in_torch() -> None:
             for _, picture, masks in chosen:
-                own, (seen, given) = written.ExpG(7, config.hidden), (np.moveaxis(x, -1, -3) for x in (picture, masks))
-                seen, given = from_numpy(seen.copy()), from_numpy(given[:, 0].copy())
-                written.search(theirs, own, seen, given, steps=config.search_steps, lr=config.search_lr)
+                seen, given = (from_numpy(np.moveaxis(np.asarray(x), -1, -3).copy()) for x in (picture, masks))
+                own = written.ExpG(7, config.hidden)
+                written.search(theirs, own, seen, given[:, 0], steps=config.search_steps, lr=config.search_lr)
 
         return loop_in_torch
 

@@ -36,7 +36,7 @@ def rater_skill(masks: Float[Array, "b r h w c"], truth: Num[Array, "b h w c"]) 
 def nothing_found(images: int, raters: int) -> dict[str, Array]:
     """What a search has noted of ``images`` before it began (see ``search_means``)."""
     found = {name: jnp.zeros(images) for name in ("gain", "gain_unseen", "roughness")}
-    return found | {name: jnp.full((images, raters), -1.0) for name in ("weights", "skill")}
+    return found | {name: jnp.full((images, raters), -1.0, jnp.float32) for name in ("weights", "skill")}
 
 
 def search_means(found: Mapping[str, Array]) -> dict[str, Array]:

@@ -277,6 +277,15 @@ def test_the_search_for_expertness_goes_our_way(torch):
     assert logits[-1] > logits[0]
 
 
+def test_the_search_in_one_program_is_timed_against_a_loop_in_pytorch(torch, monkeypatch, capsys):
+    leave_the_process(monkeypatch)
+    argv = ["--dfgt", "2", "--size", "16", "--steps", "1", "--preset", "smoke", "--peer", "torch"]
+    monkeypatch.setattr(sys, "argv", ["bench.py", *argv])
+    assert bench.main() == 0
+    said = capsys.readouterr().out
+    assert "  together " in said and "  loop_in_torch " in said and "  loop_in_torch_cpu " in said
+
+
 @pytest.mark.parametrize("mode", ["eager", "channels-last"])
 def test_bench_compares_and_describes(torch, mode, monkeypatch, capsys):
     leave_the_process(monkeypatch)

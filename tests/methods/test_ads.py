@@ -78,8 +78,9 @@ def differ(one, other):
 
 def close(one, other):
     """Two programs: equal to rounding, which Adam's first step may magnify where a gradient is next to nothing."""
-    for path, leaf in trees.named_leaves(one).items():
-        off = np.abs(np.asarray(leaf) - np.asarray(trees.named_leaves(other)[path]))
+    first, second = trees.named_leaves(one), trees.named_leaves(other)
+    for path, leaf in first.items():
+        off = np.abs(np.asarray(leaf) - np.asarray(second[path]))
         assert (off > 1e-5).mean() < 0.02 and off.max() < 2.5e-3, path
 
 

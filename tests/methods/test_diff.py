@@ -40,9 +40,16 @@ def batch():
 
 @pytest.fixture(scope="module")
 def start(batch):
-    """A fresh state; the classifiers' statistics are those of noise, so that their logits depend on the mask."""
+    """A state whose expertness, and the classifier that judges it, are fresh; the other nets are drawn."""
     method, _, _ = build()
-    return loop.compile_init(method, batch, None)(jax.random.key(0))
+
+    @jax.jit
+    def fresh(key):
+        params = method.init(key, batch).params
+        return {name: params[name] for name in ("expertness", "diagnosis")}
+
+    state = drawn(method, batch)
+    return state.replace(params=state.params | fresh(jax.random.key(0)))
 
 
 def searched(state, batch, **changes):
@@ -88,25 +95,25 @@ def test_raters_who_agree(start, batch):
     alike = all_alike(batch)
     after, logs = searched(start, alike)
     one = np.asarray(batch["raters"][:, 0]).mean(-1)
-    wild = jax.tree.map(
-        lambda leaf: leaf + jax.random.normal(jax.random.key(5), leaf.shape), start.params["expertness"]
-    )
+    rng, before = np.random.default_rng(5), jax.device_get(start.params["expertness"])
+    wild = jax.tree.map(lambda leaf: leaf + rng.normal(size=leaf.shape).astype(np.float32), before)
     for state in (after, start.replace(params=start.params | {"expertness": wild})):
         np.testing.assert_allclose(exported(state, alike)["dfgt"], one, atol=1e-6)
-    moved = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), start.params["expertness"], after.params["expertness"])
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, jax.device_get(after.params["expertness"]))
     # Adam moves a weight by 0.02 for any gradient; softmax's rounding leaves some of 1e-10, under its epsilon.
     assert max(jax.tree.leaves(moved)) < 0.02 and abs(float(logs["gain"])) < 1e-5
 
 
 def test_a_single_rater(batch):
-    """Check 3: with one rater, or with none but the data set's mask, DF-GT is that mask."""
+    """Check 3: with one rater, or with none but the data set's mask, DF-GT is that mask. Both are searched alike."""
     bare = {name: value for name, value in batch.items() if not name.startswith("rater")}
     single = bare | {"raters": batch["raters"][:, 2:3], "rater_weight": jnp.ones((8, 1))}
+    state = drawn(build()[0], single)
+    after, _ = searched(state, single)
     for given, mask in ((bare, batch["mask"]), (single, batch["raters"][:, 2])):
-        method, _, _ = build()
-        state = drawn(method, given)
-        after, _ = searched(state, given)
         np.testing.assert_allclose(exported(after, given)["dfgt"], np.asarray(mask).mean(-1), atol=1e-6)
+    shapes = jax.eval_shape(step_of("search"), jax.random.key(1), state, bare)
+    assert jax.tree.map(jnp.shape, shapes[0]) == jax.tree.map(jnp.shape, after)
 
 
 def test_the_order_of_the_raters(start, found, batch):
@@ -223,7 +230,7 @@ def test_the_branch_begins_as_the_diagnosis_net(start):
     """Section (e): what fits is taken over, statistics too; the stem's kernel (7x7 there, 3x3 here) does not fit."""
     method, _, _ = build("take-and-give", diagnosis_width=8)
     abstract = jax.eval_shape(method.init, jax.random.key(0), spec(16))
-    state = jax.tree.map(lambda s: jnp.full(s.shape, 1, s.dtype), abstract)
+    state = jax.tree.map(lambda s: np.ones(s.shape, s.dtype), abstract)
     marked = state.params | {"diagnosis": jax.tree.map(lambda leaf: leaf * 2, state.params["diagnosis"])}
     after = method.stages[-1].enter(jax.random.key(0), state.replace(params=marked))
     taken = {path: float(leaf.mean()) for path, leaf in trees.named_leaves(after.params["segmenter"]["branch"]).items()}

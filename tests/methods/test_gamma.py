@@ -1,6 +1,7 @@
 """GAMMA as a method: counts, options, what does not count, windows of the second look, submissions; wrong settings."""
 
 import dataclasses
+import functools
 from types import SimpleNamespace
 
 import jax
@@ -25,6 +26,7 @@ from ophjax.train import results
 from ophjax.train.report import gallery
 
 
+@functools.cache
 def build(**changes):
     """GAMMA at the smoke preset, one task unless others are asked for."""
     config, data_config, _ = presets.preset("smoke", "gamma")
@@ -134,9 +136,10 @@ def test_what_is_not_known_does_not_count(batch):
     assert float(step(jax.random.key(1), state, unseen)[1]["loss"]) == float(logs["loss"])
     assert np.isfinite(float(logs["loss"])) and all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(after.params))
     outputs = jax.jit(method.predict)(jax.random.key(2), state, rows)
-    value, count = jax.jit(method.metrics)(outputs, rows)["fovea_distance"]
+    metrics = jax.jit(method.metrics)
+    value, count = metrics(outputs, rows)["fovea_distance"]
     assert count.tolist() == [1] * 4 + [0] * 4 and value[4:].tolist() == [0] * 4
-    assert method.metrics(outputs, unseen)["fovea_distance"][1].tolist() == [1] * 8
+    assert metrics(outputs, unseen)["fovea_distance"][1].tolist() == [1] * 8
 
 
 def test_fovea_in_pixels_of_the_original(batch):

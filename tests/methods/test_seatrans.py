@@ -14,7 +14,6 @@ from ophjax import trees
 from ophjax.data import pipeline
 from ophjax.errors import InputError
 from ophjax.methods import seatrans
-from ophjax.train import loop
 
 
 def config_of(**changes):
@@ -35,11 +34,19 @@ def batch():
 
 
 @pytest.fixture(scope="module")
-def ours(batch):
-    """SeATrans at the smoke preset, without flips and drop-path, and its fresh state."""
+def begun(batch):
+    """The diagnosis nets of SeATrans and of the image-only baseline as they begin with one key."""
+    methods = [seatrans.make(config_of(baseline=baseline)[0]) for baseline in ("none", "image-only")]
+    return jax.jit(lambda key: [method.init(key, batch).params["diagnosis"] for method in methods])(jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def ours(batch, begun):
+    """SeATrans at the smoke preset, without flips and drop-path, and a state whose diagnosis net is a fresh one."""
     config, _ = config_of(flip=False, drop_path=0.0)
     method = seatrans.make(config)
-    return method, loop.compile_init(method, batch, None)(jax.random.key(0))
+    state = drawn(method, batch)
+    return method, state.replace(params=state.params | {"diagnosis": begun[0]})
 
 
 @pytest.fixture(scope="module")
@@ -63,15 +70,14 @@ def assert_same_probs(one, other):
     np.testing.assert_array_equal(np.asarray(one["probs"]), np.asarray(other["probs"]))
 
 
-def test_identity_at_the_start(ours, batch):
+def test_identity_at_the_start(ours, begun, batch):
     """Check 1: with the same key, SeATrans begins as the image-only baseline: max|Δ| = 0, since W0 is zero."""
     method, state = ours
-    config, _ = config_of(flip=False, baseline="image-only")
-    plain = seatrans.make(config)
-    start = loop.compile_init(plain, batch, None)(jax.random.key(0))
-    with_blocks, without = state.params["diagnosis"]["backbone"], start.params["diagnosis"]["backbone"]
-    jax.tree.map(np.testing.assert_array_equal, with_blocks, without)
+    plain = seatrans.make(config_of(flip=False, baseline="image-only")[0])
+    jax.tree.map(np.testing.assert_array_equal, begun[0]["backbone"], begun[1]["backbone"])
     # Statistics as they are after the start: what both nets predict with.
+    stats = {"diagnosis": state.extra["batch_stats"]["diagnosis"]}
+    start = state.replace(params={"diagnosis": begun[1]}, extra={"batch_stats": stats})
     assert_same_probs(
         jax.jit(method.predict)(jax.random.key(2), state, batch),
         jax.jit(plain.predict)(jax.random.key(2), start, batch),
@@ -90,6 +96,11 @@ def test_dynamic_on_the_segmentation(ours, shuffled, states, batch):
     straight, mixed = (np.asarray(outputs["probs"]) for outputs in both(states[-1]))
     # Rounding moves a probability by 1e-7; three steps of 1e-3 on W0 move it by far more.
     assert np.abs(straight - mixed).max() > 1e-5
+
+
+def loss_of(stage, name="loss"):
+    """One log of a stage's step: its gradient is not compiled."""
+    return jax.jit(lambda key, state, batch: stage.step(key, state, batch)[1][name])
 
 
 def moved(before, after):
@@ -114,14 +125,12 @@ def test_gradient_routing(states):
 
 def test_a_segmenter_that_is_not_frozen_is_trained(batch):
     """Check 3, the other way: its parameters are then the optimiser's, with Adam's two moments each, and move."""
-    sizes = {}
+    sizes, few = {}, {"low_level": (1,), "scales": (3,)}  # one block: what is trained does not hang on their number
     for frozen in (True, False):
-        config, _ = config_of(freeze_segmenter=frozen)
-        state = jax.eval_shape(seatrans.make(config).init, jax.random.key(0), batch)
-        networks = {name: trees.count(tree) for name, tree in state.params.items()}
+        config, _ = config_of(freeze_segmenter=frozen, **few)
+        state = drawn(seatrans.make(config), batch)
         sizes[frozen] = trees.count(state.opt["diagnosis"])
-    assert sizes[False] - sizes[True] == 2 * networks["segmenter"]
-    state = drawn(seatrans.make(config), batch)
+    assert sizes[False] - sizes[True] == 2 * trees.count(state.params["segmenter"])
     after, logs = jax.jit(seatrans.make(config).stages[-1].step)(jax.random.key(1), state, batch)
     total = logs["diagnosis_loss"] + config.segmentation_weight * logs["segmentation_loss"]
     np.testing.assert_allclose(logs["loss"], total, rtol=1e-6)
@@ -140,24 +149,24 @@ def test_labels_not_known_and_labels_shuffled():
         "index": jnp.arange(2),
     }
     plain, control = (seatrans.make(dataclasses.replace(config, control=name)) for name in ("none", "labels"))
-    state, steps = drawn(plain, rows), [jax.jit(method.stages[-1].step) for method in (plain, control)]
+    state, losses = drawn(plain, rows), [loss_of(method.stages[-1], "diagnosis_loss") for method in (plain, control)]
 
-    def paid(*labels, step=steps[0]):
-        return float(step(jax.random.key(0), state, rows | {"label": jnp.array(labels)})[1]["diagnosis_loss"])
+    def paid(*labels, loss=losses[0]):
+        return float(loss(jax.random.key(0), state, rows | {"label": jnp.array(labels)}))
 
     first, second = paid(1, -1), paid(-1, 0)
     np.testing.assert_allclose(paid(1, 0), (first + second) / 2, rtol=1e-5)
     assert paid(-1, -1) == 0
-    np.testing.assert_allclose(paid(1, 0, step=steps[1]), paid(0, 1), rtol=1e-5)
+    np.testing.assert_allclose(paid(1, 0, loss=losses[1]), paid(0, 1), rtol=1e-5)
     gathered = {"probs": np.array([[0.9, 0.1], [0.2, 0.8], [0.1, 0.9]]), "label": np.array([0, 1, -1])}
     assert plain.scores(gathered)["accuracy"] == 1
     assert plain.scores({name: value[2:] for name, value in gathered.items()}) == {}
 
 
-@pytest.mark.parametrize("size", [(224, 224), (256, 256), (45, 51), (33, 64)])
-def test_sizes(size):
+@pytest.mark.parametrize(("size", "depth"), [((256, 256), 34), ((224, 224), 10), ((45, 51), 10), ((33, 64), 10)])
+def test_sizes(size, depth):
     """Check 8, by shapes: the sizes the paper's field uses, and odd ones, at the paper's widths."""
-    method = seatrans.make(seatrans.Config())
+    method = seatrans.make(seatrans.Config(depth=depth, segmenter_depth=depth))
     batch = {
         "image": jax.ShapeDtypeStruct((2, *size, 3), np.uint8),
         "mask": jax.ShapeDtypeStruct((2, *size, 2), np.uint8),
@@ -179,7 +188,7 @@ def test_an_odd_size_runs():
         "mask": jnp.zeros((2, 45, 51, 2), jnp.uint8),
         "label": jnp.zeros(2, jnp.int32),
     }
-    state = loop.compile_init(method, batch, None)(jax.random.key(0))
+    state = drawn(method, batch)
     outputs = jax.device_get(jax.jit(method.predict)(jax.random.key(0), state, batch))
     np.testing.assert_allclose(outputs["probs"].sum(-1), 1, rtol=1e-6)  # one float32 rounding of each
     assert outputs["mask_probs"].shape == (2, 45, 51, 2)
@@ -217,10 +226,10 @@ def test_every_decision_is_an_option():
     fewer, _ = sizes_of(heads=(1, 1, 1))
     tables = 4 + 16 + 16 + 16 + 4 * 16
     assert fewer["diagnosis"] - plain["diagnosis"] == tables * (8 - 8 // 2 + 16 - 16 // 4)
-    narrow, _ = sizes_of(token_width=8)
+    # Narrower tokens are the diagnosis net's alone, group norm without statistics the segmenter's.
+    narrow, stats = sizes_of(token_width=8, segmenter_norm="group")
     assert narrow["diagnosis"] < plain["diagnosis"] and narrow["segmenter"] == plain["segmenter"]
-    grouped, stats = sizes_of(segmenter_norm="group")
-    assert grouped["segmenter"] == plain["segmenter"] and not stats["segmenter"] and stats["diagnosis"]
+    assert not stats["segmenter"] and stats["diagnosis"]
     stages = {flag: seatrans.make(config_of(balanced=flag)[0]).stages for flag in (False, True)}
     assert [stage.balanced for stage in stages[True]] == [False, True] and not stages[False][-1].balanced
 
@@ -229,9 +238,7 @@ def test_the_weight_of_the_dice_loss(ours, batch):
     """Without it the first stage's loss is smaller by a Dice loss, which lies in [0, 1] for each of two regions."""
     method, state = ours
     without = seatrans.make(config_of(flip=False, drop_path=0.0, dice_weight=0.0)[0])
-    both, alone = (
-        float(jax.jit(one.stages[0].step)(jax.random.key(0), state, batch)[1]["loss"]) for one in (method, without)
-    )
+    both, alone = (float(loss_of(one.stages[0])(jax.random.key(0), state, batch)) for one in (method, without))
     assert 0.1 < both - alone < 2
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from made_run import drawn
 
 import presets
 from ophjax import data as datasets
@@ -19,6 +20,7 @@ from ophjax.nets.consensus import ConM, DivM
 from ophjax.train import loop, results
 
 COUNT = 6
+SMALL = dict(train_rounds=1, divm_depth=1)  # the contract trains with two rounds and two attention stages
 
 
 def config_of(preset="smoke", **changes):
@@ -48,10 +50,9 @@ def with_opinions(state):
 @pytest.fixture(scope="module")
 def one_round(batch):
     """One optimiser step on each batch, without the shuffle loss: the method, a state, and its compiled step."""
-    config, _ = config_of(train_rounds=1, rounds=3, scored_rounds=(1, 2, 5), shuffle_weight=0.0)
+    config, _ = config_of(**SMALL, rounds=3, scored_rounds=(1, 2, 5), shuffle_weight=0.0)
     method = selfcal.make(config)
-    state = with_opinions(loop.compile_init(method, batch, None)(jax.random.key(0)))
-    return method, state, jax.jit(method.stages[0].step)
+    return method, with_opinions(drawn(method, batch)), jax.jit(method.stages[0].step)
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +76,11 @@ def disturbed(state, network):
 def test_what_conm_learns_does_not_pass_through_divm(one_round, batch):
     """Check 6: with another DivM, ConM takes bit for bit the same step, so that no loss but its own reaches it: neither
     DivM's nor that of shuffled weights."""
-    state, config = one_round[1], config_of(train_rounds=1)[0]
+    state, config = one_round[1], config_of(**SMALL)[0]
     assert config.shuffle_weight > 0
-    step = jax.jit(selfcal.make(config).stages[0].step)
-    steps = [step(jax.random.key(1), s, batch)[0].params["conm"] for s in (state, disturbed(state, "divm"))]
+    learn = selfcal.make(config).stages[0].step
+    step = jax.jit(lambda state: learn(jax.random.key(1), state, batch)[0].params["conm"])
+    steps = [step(s) for s in (state, disturbed(state, "divm"))]
     assert not moved(*steps)
     assert moved(state.params["conm"], steps[0]) == set(trees.named_leaves(state.params["conm"]))
 
@@ -252,7 +254,7 @@ def test_variants_build_and_keep_their_state(kind, batch):
 def test_equal_weights_are_equal(batch):
     """The control: maps are 1/6 everywhere whatever DivM says, but the rounds still differ by what ConM is shown."""
     method = selfcal.make(config_of(weighting="equal", divm_depth=1)[0])
-    state = with_opinions(loop.compile_init(method, batch, None)(jax.random.key(0)))
+    state = with_opinions(drawn(method, batch))
     outputs = jax.jit(method.predict)(jax.random.key(0), state, batch)
     np.testing.assert_allclose(outputs["rater_maps"], 1 / COUNT, rtol=1e-6)
     assert float(outputs["round_change"].max()) > 0
@@ -267,7 +269,7 @@ def test_every_variant_is_a_configuration():
 def test_ssim_enters_as_one_minus_ssim(one_round, batch, told_nothing):
     """ConM's loss is the regions' sum of 1 - SSIM between its answer and the mean of the raters."""
     _, state, _ = one_round
-    method = selfcal.make(config_of(train_rounds=1, loss="ssim", drop_path=0.0)[0])
+    method = selfcal.make(config_of(**SMALL, loss="ssim", drop_path=0.0)[0])
     value = jax.jit(lambda s, b: method.stages[0].step(jax.random.key(1), s, b)[1]["conm_loss"])(state, batch)
     there = batch["rater_weight"][:, :, None, None, None]
     mean = (batch["raters"] * there).sum(1) / there.sum(1)
