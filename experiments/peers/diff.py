@@ -16,8 +16,9 @@ from peers.attention import AttentionStage
 from peers.blocks import DecoderBlock, ResNet, conv, crop_to, pad_to_multiple
 from peers.common import adam, unit, weighted_mean
 
-# Settings of ours that the peer does not have: it learns to draw the mean of the raters, ours under all weights equal.
-WITHOUT: dict[str, Any] = dict(target="majority", inherit=False)
+# Settings of ours that the peer does not have: it learns to draw the mean of the raters, ours under all weights equal,
+# and has no plain U-Net.
+WITHOUT: dict[str, Any] = dict(target="majority", inherit=False, segmenter="take-and-give")
 
 TAKE_HEADS, GIVE_HEADS = (1, 2, 4, 8), (8, 4, 2, 1)
 
