@@ -308,7 +308,7 @@ def test_eight_devices_and_two_seeds_by_vmap_equal_one(name, started):
         run = on(mesh.make_mesh(), stage)
         for seed, start, (params, loss) in zip(seeds, begun, expected, strict=False):
             ours, other = run(seed, start)
-            np.testing.assert_allclose(other, loss, rtol=1e-4, err_msg=stage.name)
+            np.testing.assert_allclose(other, loss, rtol=1e-4 if number else 1e-5, err_msg=stage.name)
             assert_trees_nearly_equal(ours, params)
 
 

@@ -179,7 +179,7 @@ def test_shuffled_labels_are_those_of_other_images(start, batch):
         np.testing.assert_allclose(control(jax.random.key(seed), start, pair), wanted, rtol=1e-5)
 
 
-@pytest.mark.parametrize("dropped", [0, 3])
+@pytest.mark.parametrize("dropped", [0, 2, 3])
 def test_shuffled_labels_in_batches_that_hold_no_whole_rounds(start, batch, dropped):
     """Nor does it ever give one a target's, which is not known: the last of the classes would be learned instead."""
     labelled = batch | {"label": jnp.where(batch["domain"] == 0, 0, -1)}

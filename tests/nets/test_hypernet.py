@@ -39,7 +39,8 @@ def trained():
             _, rows = lay_out(graph, config, head="predict")
             ghn = GHN(config)
             shapes = jax.eval_shape(ghn.init, jax.random.key(0), featurise(graph, config, rows))
-            made[core] = (ghn, drawn_like(shapes)["params"])
+            params = drawn_like(shapes)["params"]
+            made[core] = (ghn, jax.tree.map(lambda leaf: 0.4 * leaf, params))  # about as its own start
         return made[core]
 
     return get
@@ -113,11 +114,11 @@ def test_numbering_and_padding_change_nothing(core, trained):
     other = assemble(others, run(featurise(shuffled, ghn.config, their_rows)))
     assert other.keys() == tensors.keys()
     for path, x in tensors.items():
-        np.testing.assert_allclose(other[path], x, atol=1e-5, err_msg=str(path))
+        np.testing.assert_allclose(other[path], x, atol=2e-6, err_msg=str(path))
     most = {group: len(owners) + 2 for group, owners in rows.items()}
     wide = run(featurise(graph, ghn.config, rows, nodes=len(graph.nodes) + 7, most=most))
     for group, values in plain.items():
-        np.testing.assert_allclose(wide[group][: len(values)], values, atol=1e-5)
+        np.testing.assert_allclose(wide[group][: len(values)], values, atol=2e-6)
     assert {piece.group for piece in pieces} == set(plain)
 
 
@@ -250,10 +251,10 @@ def test_large_kernels_are_enlarged_and_small_ones_are_the_middle(trained):
         return [Decoding().apply({"params": {"decoder": decoder}}, h, high, wide) for high, wide in sizes]
 
     whole, point, row, large = kernels(params["decoder"])
-    np.testing.assert_allclose(point[..., 0, 0], whole[..., 1, 1], atol=1e-6)
-    np.testing.assert_allclose(row[..., 0, :], whole[..., 1, :], atol=1e-6)
+    np.testing.assert_array_equal(point[..., 0, 0], whole[..., 1, 1])
+    np.testing.assert_array_equal(row[..., 0, :], whole[..., 1, :])
     assert large.shape == (2, 8, 8, 7, 7)
-    np.testing.assert_allclose(large[..., 3, 3], whole[..., 1, 1], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(large[..., 3, 3], whole[..., 1, 1], rtol=1e-5)
 
 
 def test_vocabulary_takes_the_nearest_size():
@@ -299,7 +300,7 @@ def test_a_pool_predicts_what_each_graph_alone_does(trained):
         bank = {group: values[child] for group, values in banks.items()}
         together = assemble(pool.pieces[child], bank)
         for piece in pieces:
-            np.testing.assert_allclose(together[piece.path], alone[piece.path], atol=1e-5)
+            np.testing.assert_allclose(together[piece.path], alone[piece.path], atol=2e-6)
         module = pool.modules[child]
         shapes = jax.eval_shape(
             lambda key, m=module: m.init(key, jnp.zeros(IMAGE.shape), train=False), jax.random.key(0)
