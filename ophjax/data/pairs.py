@@ -43,6 +43,13 @@ def pyramid(target: np.ndarray, scale: int, *, border: str = "mirror", rounded: 
     return found | {"target": target, "target_weight": np.ones((), np.float32)}
 
 
+def subsampled(target: np.ndarray, scale: int) -> Example:
+    """Makes an example of an image by taking every n-th pixel: what a camera of another kind gives."""
+    found = {name_of(times, scale): target[:: scale // times, :: scale // times] for times in steps(scale)[:-1]}
+    kept = {name: np.ascontiguousarray(image) for name, image in found.items()}
+    return kept | {"target": target, "target_weight": np.ones((), np.float32)}
+
+
 def input_only(image: np.ndarray, scale: int) -> Example:
     """Makes an example of an input whose truth is not known."""
     height, width, _ = image.shape

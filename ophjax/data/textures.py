@@ -2,19 +2,20 @@
 
 The pictures are the phantoms' (optic disc, vessels, nerve fibres, sensor noise) drawn at twice the size and shrunk, so
 that vessels are one to three pixels wide and little of the noise is left. Inputs are made by MATLAB's bicubic rule,
-those of ``unpaired`` by taking every n-th pixel: another camera, of which no truth is known.
+those of ``unpaired`` (and, where asked, of the test) by taking every n-th pixel: another camera, of which no truth is
+known to the training.
 """
 
 from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from ophjax.data import phantoms
-from ophjax.data.pairs import halves, input_only, pyramid, steps, with_inputs
+from ophjax.data.pairs import halves, input_only, pyramid, steps, subsampled, with_inputs
 from ophjax.data.sources import Cached, Dataset, Example, Source
 from ophjax.errors import InputError
 from ophjax.transforms.resizing import resize_bytes
@@ -47,6 +48,8 @@ class Config:
     """Test pictures."""
     unpaired: int = 100
     """Inputs of another kind, without truth, for the adaptation."""
+    test_inputs: Literal["bicubic", "nearest"] = "bicubic"
+    """How the test inputs are made: as those of the training, or as those without truth, by taking every n-th pixel."""
 
 
 class Textures:
@@ -68,7 +71,9 @@ class Textures:
         scene, _ = phantoms.draw_scene(config.seed, index, _CAMERAS)
         target = resize_bytes(phantoms.draw_image(scene, config.seed, index, 2 * config.size), 2)
         if self.part == "unpaired":
-            return input_only(np.ascontiguousarray(target[:: config.scale, :: config.scale]), config.scale)
+            return input_only(subsampled(target, config.scale)["image"], config.scale)
+        if self.part == "test" and config.test_inputs == "nearest":
+            return subsampled(target, config.scale)
         return pyramid(target, config.scale)
 
 

@@ -68,13 +68,16 @@ _CHOICES: dict[str, dict[str, Any]] = {
     "searched": _SHORT,
 }
 _TAKEN = ("primal", "dual")
-# What a comparison runs beside the method itself: changes to Config, and the networks taken over from its run. Of each
-# choice of channels: half of them taken out, the same without tuning, and 30 or 70 in a hundred taken out.
+# What a comparison runs beside the method itself: changes to Config, and the networks taken over from its run.
+# "adapted" sees inputs without truth too, its control "trained-on" pairs alone for as many batches. Of each choice of
+# channels: half of them taken out, the same without tuning, and 30 or 70 in a hundred taken out.
 VARIANTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "primal-only": (dict(dual_weight=0.0), ()),
     "joint": (dict(dual_steps=0), ()),
     "frozen": (dict(freeze_dual=True), ()),
     "narrow": (dict(narrow=0.5), ()),
+    "adapted": (dict(dual_steps=0, steps=0, adapt_steps=300), _TAKEN),
+    "trained-on": (dict(dual_steps=0, steps=300), _TAKEN),
     **{name: (changes, _TAKEN) for name, changes in _CHOICES.items()},
     **{f"{name}-untuned": (changes | dict(tune_steps=0), _TAKEN) for name, changes in _CHOICES.items()},
     "guided-one-untuned": (_EQUAL | dict(tune_steps=0, selection_at_once=1), _TAKEN),
@@ -146,7 +149,7 @@ class Config:
     selection: Literal["dual", "magnitude", "random", "magnitude-refit"] = "dual"
     """How channels are chosen: greedily by the gradient of the loss, with refitting; by the consumer's L1 norm; by lot;
     or by the norm with the same refitting (control)."""
-    selection_at_once: int = 4
+    selection_at_once: int = 2
     """Channels switched on in a round; as released, 1."""
     selection_batches: int = 10
     """Batches of gradients in a round, and as many of refitting."""

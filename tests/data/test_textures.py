@@ -45,6 +45,20 @@ def test_three_of_ten_rows_have_no_truth():
     assert (batch["target"][blank] == 0).all() and batch["image"][blank].std() > 10
 
 
+def test_test_inputs_of_the_other_kind():
+    made = {
+        kind: textures.make(Config(size=32, train=2, val=2, test=2, unpaired=3, test_inputs=kind)).splits
+        for kind in ("bicubic", "nearest")
+    }
+    example, usual = (made[kind]["test"][1] for kind in ("nearest", "bicubic"))
+    np.testing.assert_array_equal(example["target"], usual["target"])
+    np.testing.assert_array_equal(example["image"], example["target"][::4, ::4])
+    np.testing.assert_array_equal(example["image_x2"], example["target"][::2, ::2])
+    assert (example["image"] != usual["image"]).any() and set(example) == set(usual)
+    for part in ("train", "val"):
+        np.testing.assert_array_equal(made["nearest"][part][1]["image"], made["bicubic"][part][1]["image"])
+
+
 def test_names_of_scales():
     assert [name_of(times, 8) for times in steps(8)] == ["image", "image_x2", "image_x4", "target"]
     assert set(pyramid(np.zeros((16, 16, 3), np.uint8), 8)) == set(input_only(np.zeros((2, 2, 3), np.uint8), 8))
