@@ -12,8 +12,6 @@ import operator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
 from ophjax.data import phantoms
 from ophjax.data.pairs import halves, input_only, pyramid, steps, subsampled, with_inputs
 from ophjax.data.sources import Cached, Dataset, Example, Source
