@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 # up to 80 times slower where a side of the map is smaller than the kernel (3x3 on 2x2 positions, 512 channels),
 # and so is its input gradient of a stride-2 convolution that ends there.
 _FEW_POSITIONS = 16
+# Kernel gradients take rows of up to so many bytes at once, but no more than so many pieces.
+_PIECE, _MOST_PIECES = 3 * 2**18, 8
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 as_lax = jax.make_user_context(default_value=False)
@@ -314,24 +316,38 @@ def _input_gradient(g: jax.Array, kernel: jax.Array, shape: tuple[int, ...], str
 
 
 def _kernel_gradient(x: jax.Array, g: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
-    # Channels take the place of the batch and the batch that of the channels summed over.
+    # The side that slides should be the narrower one, on which XLA builds windows.
     if stride == 1 and g.shape[3] <= x.shape[3]:
-        # The side that slides should be the narrower one, on which XLA builds windows.
-        low = size - 1 - padding
-        turned = lax.conv_general_dilated(
-            g.transpose(3, 1, 2, 0), x.transpose(1, 2, 0, 3), (1, 1), [(low, low)] * 2, dimension_numbers=_NHWC
+        return _slide(g, x, size, 1, size - 1 - padding)[:, ::-1, ::-1].transpose(1, 2, 3, 0)
+    return _slide(x, g, size, stride, padding).transpose(1, 2, 0, 3)
+
+
+def _slide(slides: jax.Array, still: jax.Array, size: int, stride: int, low: int) -> jax.Array:
+    """Products of each channel of one side with each of the other at ``size`` offsets either way: [c, k, k, d].
+
+    Channels take the place of the batch and the batch that of the channels summed over. Where it is larger than the
+    result, what lies still goes in pieces of rows that fit a core's cache, up to four times as fast as all at once.
+    """
+    height, width = slides.shape[1:3]
+    rows, result = still.shape[1], size * size * slides.shape[3] * still.shape[3]
+    most = min(_MOST_PIECES, rows // size) if still.size > result else 1
+    pieces = max(1, min(still.size * still.dtype.itemsize // _PIECE, most))
+    right = (still.shape[2] - 1) * stride + size - low - width
+    slides, still = slides.transpose(3, 1, 2, 0), still.transpose(1, 2, 0, 3)
+    found = []
+    for i in range(pieces):
+        start, end = i * rows // pieces, (i + 1) * rows // pieces
+        top, bottom = start * stride - low, (end - 1) * stride + size - low
+        y = lax.conv_general_dilated(
+            slides[:, max(top, 0) : min(bottom, height)],
+            still[start:end],
+            (1, 1),
+            [(max(-top, 0), max(bottom - height, 0)), (low, right)],
+            rhs_dilation=(stride, stride),
+            dimension_numbers=_NHWC,
         )
-        return turned[:, ::-1, ::-1].transpose(1, 2, 3, 0)
-    sides = [(padding, (m - 1) * stride + size - padding - n) for n, m in zip(x.shape[1:3], g.shape[1:3], strict=True)]
-    y = lax.conv_general_dilated(
-        x.transpose(3, 1, 2, 0),
-        g.transpose(1, 2, 0, 3),
-        (1, 1),
-        sides,
-        rhs_dilation=(stride, stride),
-        dimension_numbers=_NHWC,
-    )
-    return y.transpose(1, 2, 0, 3)
+        found.append(y.astype(jnp.promote_types(y.dtype, jnp.float32)))
+    return sum(found[1:], start=found[0]).astype(slides.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -80,6 +81,39 @@ def test_conv2d_equals_lax(shape: tuple[int, ...], size: int, features: int, str
         x,
         kernel,
     )
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "features", "stride", "padding"),
+    [
+        ((2, 11, 6, 5), 3, 4, 1, 1),
+        ((2, 11, 6, 5), 3, 7, 1, 1),
+        ((2, 13, 9, 3), 5, 2, 1, 1),
+        ((2, 17, 9, 3), 3, 4, 2, 1),
+    ],
+)
+def test_kernel_gradients_in_pieces(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], size: int, features: int, stride: int, padding: int
+) -> None:
+    """As large maps have them: rows that pieces do not divide, either side sliding, a stride."""
+    x, kernel = normal(0, *shape), normal(1, size, size, shape[3], features)
+    seen = []
+    plain = lax.conv_general_dilated
+
+    def counted(*args: Any, **options: Any) -> jax.Array:
+        seen.append(args)
+        return plain(*args, **options)
+
+    def gradient(function: Callable[..., jax.Array]) -> jax.Array:
+        y, back = jax.vjp(lambda k: function(x, k), kernel)
+        return back(jnp.asarray(normal(9, *y.shape)))[0]
+
+    expected = jit(lambda: gradient(lambda x, k: reference(x, k, stride, padding)))()
+    monkeypatch.setattr(conv, "_PIECE", 128)
+    monkeypatch.setattr(lax, "conv_general_dilated", counted)
+    found = jit(lambda: gradient(lambda x, k: conv.conv2d(x, k, stride=stride, padding=padding)))()
+    assert len(seen) > 3  # the convolution itself, the gradient of its input, and more than one piece
+    np.testing.assert_allclose(found, expected, **ROUNDING)
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 12, 5), (2, 11, 9, 3)])

@@ -47,6 +47,21 @@ def test_it_is_the_published_function():
     np.testing.assert_allclose(wide.std(), 48**-0.5, rtol=0.1)
 
 
+def test_blocks_change_nothing():
+    """Maps and gradients of 63 pixels in blocks of 10, the last one not full, against all of them at once."""
+    whole, blocks = ExpG(3, hidden=4, layers=3), ExpG(3, hidden=4, layers=3, block=10)
+    params = whole.init(jax.random.key(0), 9, 7)["params"]
+    params["layer3"]["kernel"] = jax.random.normal(jax.random.key(1), (8, 3))
+    weight = jax.random.normal(jax.random.key(2), (9, 7, 3))
+    both = [
+        jax.jit(jax.value_and_grad(lambda own, m=module: jnp.vdot(m.apply({"params": own}, 9, 7), weight)))(params)
+        for module in (whole, blocks)
+    ]
+    for a, b in zip(*map(jax.tree.leaves, both), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(*(m.apply({"params": params}, 9, 7) for m in (whole, blocks)), rtol=1e-5, atol=1e-6)
+
+
 def test_ablations_begin_near_equality():
     for kind, shape in (("pixel", (9, 7, 3)), ("fourier", (2, 9, 4, 3))):
         module = make_maps(kind, 3, hidden=24)
