@@ -106,7 +106,7 @@ def against_torch(options: Namespace, start: Callable[..., Any]) -> dict[str, An
     import jax
     import torch
 
-    from peers import memory
+    from peers import alone
 
     if jax.default_backend() != "cpu":
         raise InputError(
@@ -157,11 +157,28 @@ def against_torch(options: Namespace, start: Callable[..., Any]) -> dict[str, An
             }
         )
     best = [stage["ours_over_torch"][stage["best"]]["median"] for stage in found["stages"] if stage["best"]]
-    found["ours_over_best"] = math.exp(statistics.fmean(map(math.log, best))) if best else None
-    settings = (options.method, dataclasses.asdict(bench.config), shapes, batches)
+    found["ours_over_best"] = _geometric_mean(best)
+    settings = (options.method, dataclasses.asdict(bench.config), shapes, batches, max(3, options.steps))
     worked = [mode for mode in made if all(mode in stage["ours_over_torch"] for stage in found["stages"])]
-    found["memory"] = memory.of_each(settings, ["ours", *worked])
+    found["alone"] = alone.of_each(settings, ["ours", *worked])
+    found["alone_over_best"] = over_best({name: held.get("step_ms", {}) for name, held in found["alone"].items()})
     return found
+
+
+def over_best(taken: Mapping[str, Mapping[str, float]]) -> float | None:
+    """The geometric mean over stages of our time over the shortest of the others'; None where there is none.
+
+    Args:
+      taken: milliseconds of each stage, of ``ours`` and of the others (empty: it did not run).
+    """
+    others = [one for name, one in taken.items() if name != "ours" and one]
+    return _geometric_mean(
+        [mine / min(one[stage] for one in others) for stage, mine in taken["ours"].items() if others]
+    )
+
+
+def _geometric_mean(values: list[float]) -> float | None:
+    return math.exp(statistics.fmean(map(math.log, values))) if values else None
 
 
 def describe(found: dict[str, Any]) -> None:
@@ -192,10 +209,14 @@ def describe(found: dict[str, Any]) -> None:
         print(f"  not written in PyTorch: {', '.join(found['left_out'])}")
     if found["ours_over_best"]:
         print(f"  ours over PyTorch's best mode, geometric mean over stages: {found['ours_over_best']:.2f}")
-    for name, held in found["memory"].items():
+    print("  each alone in a process, step after step:")
+    for name, held in found["alone"].items():
         print(
-            f"  memory of {name:22} {held['steps_mib'] - held['imports_mib']:.0f} MiB at most while stepping, above "
-            f"the {held['imports_mib']:.0f} that its imports take (whole process at most {held['peak_mib']:.0f})"
-            if "steps_mib" in held
-            else f"  memory of {name:22} not measured: {held['error']}"
+            f"    {name:22} {', '.join(f'{stage} {taken:.1f} ms' for stage, taken in held['step_ms'].items())}; "
+            f"{held['steps_mib'] - held['imports_mib']:.0f} MiB at most while stepping, above the "
+            f"{held['imports_mib']:.0f} that its imports take (whole process at most {held['peak_mib']:.0f})"
+            if "step_ms" in held
+            else f"    {name:22} not measured: {held['error']}"
         )
+    if found["alone_over_best"]:
+        print(f"  ours over the fastest of these, geometric mean over stages: {found['alone_over_best']:.2f}")

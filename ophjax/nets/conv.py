@@ -325,8 +325,8 @@ def _kernel_gradient(x: jax.Array, g: jax.Array, size: int, stride: int, padding
 def _slide(slides: jax.Array, still: jax.Array, size: int, stride: int, low: int) -> jax.Array:
     """Products of each channel of one side with each of the other at ``size`` offsets either way: [c, k, k, d].
 
-    Channels take the place of the batch and the batch that of the channels summed over. Where it is larger than the
-    result, what lies still goes in pieces of rows that fit a core's cache, up to four times as fast as all at once.
+    Channels take the place of the batch and the batch that of the channels summed over. If larger than the result, what
+    lies still goes in pieces of rows that fit a core's cache: 0.6 to 1.1 of the time in Eigen, 0.3 to 0.7 in YNNPACK.
     """
     height, width = slides.shape[1:3]
     rows, result = still.shape[1], size * size * slides.shape[3] * still.shape[3]

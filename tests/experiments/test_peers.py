@@ -29,7 +29,7 @@ from ophjax.nets.ushape import UShape
 from ophjax.train import host
 from ophjax.transforms import expertise
 from ophjax.transforms.searching import search
-from peers import memory, timing
+from peers import alone, timing
 
 
 @pytest.fixture(scope="module")
@@ -289,12 +289,37 @@ def test_the_search_in_one_program_is_timed_against_a_loop_in_pytorch(torch, mon
 @pytest.mark.parametrize("mode", ["eager", "channels-last"])
 def test_bench_compares_and_describes(torch, mode, monkeypatch, capsys):
     leave_the_process(monkeypatch)
-    monkeypatch.setattr(memory, "of_each", lambda settings, names: {name: {"error": "not asked for"} for name in names})
+    monkeypatch.setattr(alone, "of_each", lambda settings, names: {name: {"error": "not asked for"} for name in names})
     argv = ["--method", "fccl", "--preset", "smoke", "--peer", "torch", "--steps", "2", "--modes", mode]
     monkeypatch.setattr(sys, "argv", ["bench.py", *argv])
     assert bench.main() == 0
     said = capsys.readouterr().out
     assert "threads for each" in said and f"    {mode} " in said and "ours/torch" in said
+    assert "not measured: not asked for" in said and "fastest of these" not in said
+
+
+def test_the_fastest_of_each_stage_is_what_ours_is_held_against():
+    taken = {
+        "ours": {"a": 6.0, "b": 2.0},
+        "eager": {"a": 3.0, "b": 8.0},
+        "compiled": {},
+        "channels-last": {"a": 4.0, "b": 4.0},
+    }
+    assert timing.over_best(taken) == pytest.approx(1.0)  # 6 / 3 and 2 / 4
+    assert timing.over_best({"ours": {}, "eager": {}}) is None and timing.over_best({"ours": {"a": 1.0}}) is None
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_steps_in_a_process_of_their_own():
+    """Ours needs no PyTorch; a process that fails says why."""
+    config, sources = example("smoke", "fccl")
+    stage = methods.load("fccl").make(config).stages[0]
+    batch = batch_of(sources, stage.data)
+    shapes = {name: value.shape for name, value in batch.items()}
+    settings = ("fccl", dataclasses.asdict(config), shapes, {stage.name: batch}, 3)
+    held = alone.of_each(settings, ["ours"])["ours"]
+    assert held["step_ms"][stage.name] > 0 and held["steps_mib"] > held["imports_mib"] > 0
+    assert "Unknown method" in alone.of_each(("nothing", *settings[1:]), ["ours"])["ours"]["error"]
 
 
 def test_ratios_are_of_pairs_with_their_spread():

@@ -1,7 +1,8 @@
-"""Memory of a method's steps in a process of its own: python experiments/peers/memory.py SETTINGS (ours | MODE)
+"""A method's steps in a process of its own: their time, one after the other, and their memory.
 
-Linux keeps each process's greatest resident memory and sets it back when asked, so that the steps can be told apart
-from the compiling before them.
+``bench.py --peer torch`` starts it for each: python experiments/peers/alone.py SETTINGS (ours | MODE). Linux keeps each
+process's greatest resident memory and sets it back when asked, so that the steps can be told apart from the compiling
+before them.
 """
 
 from __future__ import annotations
@@ -9,23 +10,23 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from costs.measuring import forget, resident
 
-STEPS = 3
-
 
 def of_each(settings: tuple[Any, ...], names: list[str]) -> dict[str, dict[str, Any]]:
     """Starts a process for each of ours and the modes, and reads what it measured.
 
     Args:
-      settings: method, its configuration as a dictionary, shapes of a batch, a batch of each stage.
+      settings: method, its configuration as a dictionary, shapes of a batch, a batch of each stage, number of steps.
       names: ``ours`` or modes.
     """
     found: dict[str, dict[str, Any]] = {}
@@ -45,7 +46,7 @@ def of_each(settings: tuple[Any, ...], names: list[str]) -> dict[str, dict[str, 
 
 
 def ours(method: str, config: dict[str, Any], batches: dict[str, Any]) -> Any:
-    """Yields a function that makes one step, for each stage, after its first step."""
+    """Yields each stage's name and a function that makes one step, after its first step."""
     import jax
 
     from ophjax import methods
@@ -68,7 +69,7 @@ def ours(method: str, config: dict[str, Any], batches: dict[str, Any]) -> Any:
 
             run()
             host.release_memory()  # as the loop does
-            yield run
+            yield stage.name, run
 
 
 def theirs(mode: str, method: str, config: dict[str, Any], shapes: Any, batches: dict[str, Any]) -> Any:
@@ -79,14 +80,14 @@ def theirs(mode: str, method: str, config: dict[str, Any], shapes: Any, batches:
     made = Theirs(peers.load(method).make(SimpleNamespace(**config), shapes), mode)
     for name, batch in batches.items():
         made.enter(name, batch)
-        yield made.run
+        yield name, made.run
 
 
 def main() -> None:
     """Measures one of them and prints it as JSON."""
     file, name = sys.argv[1:]
     # The one is started by this very program's caller, from whom the file comes.
-    method, config, shapes, batches = pickle.loads(Path(file).read_bytes())
+    method, config, shapes, batches, steps = pickle.loads(Path(file).read_bytes())
     if name == "ours":
         import jax
 
@@ -103,13 +104,18 @@ def main() -> None:
         import peers
 
         peers.load(method)
-    held = {"imports_mib": resident("VmRSS"), "steps_mib": 0.0, "peak_mib": 0.0}
-    for run in ours(method, config, batches) if name == "ours" else theirs(name, method, config, shapes, batches):
+    held: dict[str, Any] = {"imports_mib": resident("VmRSS"), "steps_mib": 0.0, "peak_mib": 0.0, "step_ms": {}}
+    made = ours(method, config, batches) if name == "ours" else theirs(name, method, config, shapes, batches)
+    for stage, run in made:
         held["peak_mib"] = max(held["peak_mib"], resident("VmHWM"))
         forget()
-        for _ in range(STEPS):
+        taken = []
+        for _ in range(steps):
+            begun = time.perf_counter()
             run()
+            taken.append(1000 * (time.perf_counter() - begun))
         held["steps_mib"] = max(held["steps_mib"], resident("VmHWM"))
+        held["step_ms"][stage] = statistics.median(taken)
     held["peak_mib"] = max(held["peak_mib"], held["steps_mib"])
     print(json.dumps(held))
 
