@@ -13,7 +13,7 @@ import numpy as np
 
 from ophjax.data import images, look
 from ophjax.data.images import MaskCode
-from ophjax.data.sources import Cached, Dataset, Example, Source, Subset
+from ophjax.data.sources import Cached, Dataset, Example, Source, Subset, patient_number
 from ophjax.data.split import split
 from ophjax.errors import InputError
 from ophjax.metrics.domain_scores import check_names
@@ -121,6 +121,7 @@ class FileSource:
             "mask": mask,
             "mask_weight": np.asarray(bool(record.masks), np.float32),
             "label": np.asarray(record.label, np.int32),
+            "patient": patient_number(record.group),
         }
 
     def _check(self, record: Record) -> int:

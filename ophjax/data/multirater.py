@@ -16,7 +16,7 @@ import numpy as np
 
 from ophjax.data import files, images
 from ophjax.data.images import WHOLE, Box, MaskCode
-from ophjax.data.sources import Cached, Dataset, Example, Source, Subset
+from ophjax.data.sources import Cached, Dataset, Example, Source, Subset, patient_number
 from ophjax.errors import InputError
 
 STRAY = 0.05
@@ -139,6 +139,7 @@ class AnnotatedSource:
             "mask": mask,
             "mask_weight": np.asarray(bool(record.truth) or there.any(), np.float32),
             "label": np.asarray(record.label, np.int32),
+            "patient": patient_number(record.group),
             "raters": masks,
             "rater_weight": there,
         }

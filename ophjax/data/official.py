@@ -11,7 +11,7 @@ import numpy as np
 
 from ophjax.data import files, look
 from ophjax.data.sheets import image_id
-from ophjax.data.sources import Cached, Dataset, Example, Source, Subset
+from ophjax.data.sources import Cached, Dataset, Example, OfPatients, Source, Subset
 from ophjax.data.split import split
 from ophjax.errors import InputError
 
@@ -143,7 +143,7 @@ def divide(
     parts = ["train", "val"] if test is not None else ["train", "val", "test"]
     shares = [config.val_fraction, config.test_fraction][: len(parts) - 1]
     chosen = split(labels, groups or source.names, fractions=[1 - sum(shares), *shares], seed=config.split_seed)
-    kept = Cached(source)
+    kept = Cached(OfPatients(source, groups) if groups else source)
     splits: dict[str, Source] = {part: Subset(kept, rows) for part, rows in zip(parts, chosen, strict=True)}
     if test is not None:
         splits["test"] = Cached(test)
@@ -190,7 +190,7 @@ def as_given(
     """
     source, labels = parts["train"]
     missing = [part for part in ("val", "test") if part not in parts]
-    kept: Source = Cached(source)
+    kept: Source = Cached(OfPatients(source, groups) if groups else source)
     splits: dict[str, Source] = {part: Cached(other) for part, (other, _) in parts.items() if part != "train"}
     how = "as given."
     if missing and config is not None:

@@ -17,7 +17,7 @@ import numpy as np
 from ophjax.data import files, images, look
 from ophjax.data.files import FileSource, Record, some
 from ophjax.data.images import MaskCode
-from ophjax.data.sources import Cached, Dataset, Example, Joined, Source, Subset, Unlabelled
+from ophjax.data.sources import Cached, Dataset, Example, Joined, Source, Subset, Unlabelled, patient_number
 from ophjax.data.split import check_given, split
 from ophjax.errors import InputError, unknown
 from ophjax.metrics.domain_scores import check_names
@@ -91,6 +91,7 @@ class Pictures:
         return {
             "image": images.read_image(record.image, self._size),
             "label": np.asarray(record.label, np.int32),
+            "patient": patient_number(record.group),
         }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -17,7 +18,8 @@ class Source(Protocol):
     An example holds ``image`` uint8 [h, w, 3] and, as the data set has regions or classes, ``mask`` uint8
     [h, w, c] of 0/1 with one channel for each region (regions may be nested) and ``label`` int32 [] the class, -1
     where it is not known. It may hold ``mask_weight`` float32 [], 0 where the mask is not known and its zeros mean
-    nothing, and ``domain`` int32 [], its place among the data set's domains. ``pairs`` describes examples for
+    nothing, ``domain`` int32 [], its place among the data set's domains, and ``patient`` int32 [], equal for what is
+    not independent: images of one patient, slices of one volume, tiles of one image. ``pairs`` describes examples for
     super-resolution.
 
     Where several raters drew masks it holds ``raters`` uint8 [r, h, w, c] of 0/1, in the order of ``Dataset.raters``,
@@ -41,6 +43,11 @@ class Source(Protocol):
 def size_of(source: Source) -> int:
     """The bytes of an example as the source says; 0 where it does not."""
     return getattr(source, "example_bytes", 0)
+
+
+def patient_number(name: str) -> np.ndarray:
+    """An example's entry ``patient`` by the name of the patient, the same in every run and process."""
+    return np.asarray(zlib.crc32(name.encode()) >> 1, np.int32)
 
 
 class Dataset(NamedTuple):
@@ -103,6 +110,22 @@ class Subset:
 
     def __getitem__(self, index: int) -> Example:
         return self._source[self._indices[index]]
+
+
+class OfPatients:
+    """Another source whose examples say of which patient they are."""
+
+    def __init__(self, source: Source, patients: Sequence[str]):
+        self._source = source
+        self._patients = list(patients)
+        self.names = source.names
+        self.example_bytes = size_of(source)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._source[index] | {"patient": patient_number(self._patients[index])}
 
 
 class Unlabelled:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ophjax.data import files, images, tfds
 from ophjax.data.pairs import SCALES, halves, input_only, name_of, pyramid, steps, with_inputs
-from ophjax.data.sources import Cached, Dataset, Example, Source
+from ophjax.data.sources import Cached, Dataset, Example, Source, patient_number
 from ophjax.data.split import split
 from ophjax.errors import InputError
 
@@ -122,7 +122,7 @@ class Tiles:
     def __getitem__(self, index: int) -> Example:
         number, top, left = self._places[index]
         whole = self._whole[number]
-        found: Example = {"target_weight": whole["target_weight"]}
+        found: Example = {"target_weight": whole["target_weight"], "patient": patient_number(self._whole.names[number])}
         for times in steps(self._scale):
             y, x, side = (n * times // self._scale for n in (top, left, self._size))
             name = name_of(times, self._scale)
@@ -280,7 +280,8 @@ class _Inputs:
     def __getitem__(self, index: int) -> Example:
         number, top, left = self._places[index]
         tile = images.read_whole(self._paths[number])[top : top + self._side, left : left + self._side]
-        return input_only(np.ascontiguousarray(tile), self._scale)
+        found = input_only(np.ascontiguousarray(tile), self._scale)
+        return found | {"patient": patient_number(self._paths[number].stem)}
 
 
 def inputs(folder: Path, config: Config) -> Source:

@@ -19,7 +19,7 @@ from ophjax.data import dicom
 from ophjax.data.archives import DEFLATE
 from ophjax.data.dicom import needed as needed
 from ophjax.data.shift import Domain
-from ophjax.data.sources import Example
+from ophjax.data.sources import Example, OfPatients
 from ophjax.errors import InputError
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def domain_of(
     grey, labels = ([one for case in found for one in case[kind]] for kind in (1, 2))
     if not names:
         raise InputError(f"No slice of the {len(cases)} volume(s) of domain {name!r} has a region. Check the labels.")
-    source = Slices(names, np.stack(grey), np.stack(labels), regions=regions)
+    source = OfPatients(Slices(names, np.stack(grey), np.stack(labels), regions=regions), groups)
     return Domain(name, source, [-1] * len(names), groups, [""] * len(names), [True] * len(names))
 
 

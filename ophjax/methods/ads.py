@@ -381,7 +381,8 @@ def make(config: Config) -> Method:
 
     def domain_scores(rows: Mapping[str, np.ndarray]) -> dict[str, float]:
         overlaps = {f"dice_{region}": rows[f"dice_{region}"] for region in config.regions}
-        return ranking.mean_scores({"dice": np.mean(list(overlaps.values()), 0)} | overlaps)
+        overlaps = {"dice": np.mean(list(overlaps.values()), 0)} | overlaps
+        return ranking.mean_scores(overlaps, clusters=ranking.patients(rows))
 
     def scores(gathered: Mapping[str, np.ndarray]) -> dict[str, float]:
         return by_domain(gathered, config.domains, domain_scores)

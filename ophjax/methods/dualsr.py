@@ -370,6 +370,6 @@ def make(config: Config) -> Method:
 
     def scores(gathered: Mapping[str, np.ndarray]) -> dict[str, float]:
         names = ("psnr", "ssim", "consistency", "psnr_bicubic", "ssim_bicubic")
-        return ranking.mean_scores({name: gathered[name] for name in names})
+        return ranking.mean_scores({name: gathered[name] for name in names}, clusters=ranking.patients(gathered))
 
     return Method(init, tuple(stages), predict, metrics, scores, watch="psnr")

@@ -390,7 +390,7 @@ def score(rows: Mapping[str, np.ndarray], *, ordinal: bool) -> dict[str, float]:
     if not known.any():
         return {}
     probs, cosines, labels = (rows[name][known] for name in ("probs", "cosines", "label"))
-    found = ranking.classification_scores(probs, labels)
+    found = ranking.classification_scores(probs, labels, clusters=ranking.patients(rows, known))
     if ordinal:
         kappa = ranking.quadratic_kappa(probs.argmax(1), labels, probs.shape[1])
         found |= {"kappa": kappa} if np.isfinite(kappa) else {}

@@ -160,12 +160,13 @@ def grading(config: Config) -> Part:
         if not known.any():
             return {}
         probs, labels = gathered["probs"][known], gathered["label"][known]
+        clusters = ranking.patients(gathered, known)
         grades = ranking.choose_classes(probs, ordinal=ordinal)
         found = {"kappa": gamma.kappa(grades, labels, classes=k)}
         found["score_grading"] = gamma.grading_score(found["kappa"])
-        found |= ranking.classification_scores(probs, labels)
+        found |= ranking.classification_scores(probs, labels, clusters=clusters)
         if ordinal:  # all but areas follow from the decision
-            decided = ranking.classification_scores(np.eye(k)[grades], labels)
+            decided = ranking.classification_scores(np.eye(k)[grades], labels, clusters=clusters)
             found |= {name: value for name, value in decided.items() if not name.startswith("auc")}
         return found
 
@@ -260,7 +261,8 @@ def locating(config: Config) -> Part:
         return {"fovea_distance": streaming.pair(distance, batch["weight"] * known)}
 
     def scores(gathered: Mapping[str, np.ndarray]) -> dict[str, float]:
-        found = ranking.mean_scores({"fovea_distance": gathered["fovea_distance"]})
+        distance = {"fovea_distance": gathered["fovea_distance"]}
+        found = ranking.mean_scores(distance, clusters=ranking.patients(gathered))
         if "fovea_distance" in found:
             found["score_fovea"] = gamma.fovea_score(found["fovea_distance"])
         return found
@@ -331,7 +333,8 @@ def segmenting(config: Config) -> Part:
         return pairs | {"cdr_error": streaming.pair(jnp.abs(ratios[0] - ratios[1]), weight)}
 
     def scores(gathered: Mapping[str, np.ndarray]) -> dict[str, float]:
-        found = ranking.mean_scores({name: gathered[name] for name in ("dice_disc", "dice_cup", "cdr_error")})
+        rows = {name: gathered[name] for name in ("dice_disc", "dice_cup", "cdr_error")}
+        found = ranking.mean_scores(rows, clusters=ranking.patients(gathered))
         if "dice_cup" in found:
             found["score_segmentation"] = gamma.segmentation_score(
                 found["dice_cup"], found["dice_disc"], found["cdr_error"]

@@ -294,11 +294,11 @@ def make(config: Config) -> Method:
         rows = {name: gathered[name] for name in gathered if name.startswith(("dice_", "med_", "ordered"))}
         for kind in ("dice", "med"):
             rows[kind] = np.stack([rows[f"{kind}_{name}"] for name in config.regions], -1) @ np.array(weights)
-        found = ranking.mean_scores(rows)
+        found = ranking.mean_scores(rows, clusters=ranking.patients(gathered))
         known = gathered["label"] >= 0 if classes else np.zeros(0, bool)
         if known.any():
-            labels = gathered["label"][known]
-            found |= ranking.classification_scores(gathered["probs"][known], labels)
+            labels, clusters = gathered["label"][known], ranking.patients(gathered, known)
+            found |= ranking.classification_scores(gathered["probs"][known], labels, clusters=clusters)
             if classes == 2 and len(np.unique(labels)) == 2:
                 # How far the first layer alone tells: thin is glaucoma.
                 found["auc_thickness"] = ranking.auc(-gathered["thickness"][known, 0], labels)

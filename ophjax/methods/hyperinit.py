@@ -373,12 +373,13 @@ def make(config: Config) -> Method:
 
     def scores(gathered: Mapping[str, np.ndarray]) -> dict[str, float]:
         known = ("dice", "iou", "soft", "retrieval", "restored")
-        found = ranking.mean_scores({name: v for name, v in gathered.items() if name.split("_")[0] in known})
+        rows = {name: v for name, v in gathered.items() if name.split("_")[0] in known}
+        found = ranking.mean_scores(rows, clusters=ranking.patients(gathered))
         labelled = gathered["label"] >= 0 if "child_probs" in gathered else np.zeros(0, bool)
         if labelled.any():
             label, probs, children = (gathered[name][labelled] for name in ("label", "probs", "child_probs"))
             right = (children.reshape(len(label), len(classifiers), -1).argmax(-1) == label[:, None]).mean(0)
-            of_mean = ranking.classification_scores(probs, label)
+            of_mean = ranking.classification_scores(probs, label, clusters=ranking.patients(gathered, labelled))
             found |= {f"ensemble_{name}" if name.startswith("accuracy") else name: v for name, v in of_mean.items()}
             found |= {"accuracy": float(right.mean()), "accuracy_least": float(right.min())}
             found |= {f"accuracy_{names[i]}": float(v) for i, v in zip(classifiers, right, strict=True)}

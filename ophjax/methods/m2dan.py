@@ -354,4 +354,5 @@ def score(rows: Mapping[str, np.ndarray]) -> dict[str, float]:
     probs, labels = rows["probs"][known], rows["label"][known]
     right = probs.argmax(1) == labels
     found = [right[labels == label].mean() for label in np.unique(labels)]
-    return ranking.classification_scores(probs, labels) | {"balanced_accuracy": float(np.mean(found))}
+    ranked = ranking.classification_scores(probs, labels, clusters=ranking.patients(rows, known))
+    return ranked | {"balanced_accuracy": float(np.mean(found))}

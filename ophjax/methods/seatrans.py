@@ -366,11 +366,12 @@ def make(config: Config) -> Method:
 
     def scores(gathered: Mapping[str, np.ndarray]) -> dict[str, float]:
         overlaps = {name: v for name, v in gathered.items() if name.split("_")[0] in ("dice", "iou", "soft")}
-        known, found = gathered["label"] >= 0, ranking.mean_scores(overlaps)
+        known, found = gathered["label"] >= 0, ranking.mean_scores(overlaps, clusters=ranking.patients(gathered))
         if not known.any():
             return found
-        probs = gathered["probs"][known]
-        return ranking.classification_scores(probs[:, 1] if binary else probs, gathered["label"][known]) | found
+        probs, clusters = gathered["probs"][known], ranking.patients(gathered, known)
+        probs = probs[:, 1] if binary else probs
+        return ranking.classification_scores(probs, gathered["label"][known], clusters=clusters) | found
 
     learn = descend(learn_masks, segmenter_tx, trains=("segmenter",), slot="segmenter")
     stages = []

@@ -91,6 +91,7 @@ def roc_band(
     labels: Int[Array, " n"],
     grid: Float[Array, " g"],
     *,
+    clusters: Int[Array, " n"] | None = None,
     seed: int = 0,
     samples: int = 1000,
 ) -> tuple[Float[Array, " g"], Float[Array, " g"]]:
@@ -102,7 +103,7 @@ def roc_band(
         return np.stack([np.interp(grid, x, y) for x, y in zip(false, true, strict=True)])
 
     labels = np.asarray(labels)
-    return bootstrap(rates, np.asarray(probs), labels, strata=labels, seed=seed, samples=samples)
+    return bootstrap(rates, np.asarray(probs), labels, strata=labels, clusters=clusters, seed=seed, samples=samples)
 
 
 def confusion(
@@ -206,6 +207,7 @@ def multiclass_scores(
 
 
 def _draws(rng: np.random.Generator, strata: Array, samples: int) -> Float[Array, "s n"]:
+    """How often each is drawn, each stratum on its own."""
     weights = np.zeros((samples, len(strata)))
     for stratum in np.unique(strata):
         members = np.flatnonzero(strata == stratum)
@@ -219,11 +221,12 @@ def bootstrap(
     statistic: Callable[..., Any],
     *arrays: Num[Array, "n ..."],
     strata: Int[Array, " n"] | None = None,
+    clusters: Int[Array, " n"] | None = None,
     seed: int = 0,
     samples: int = 1000,
     level: float = 0.95,
 ) -> Any:
-    """Computes percentile bootstrap intervals.
+    """Computes percentile bootstrap intervals, of independent examples or of clusters of them.
 
     Args:
       statistic: ``statistic(*arrays, weights=[s, n]) -> [s, ...]``, or a dict of such arrays; row i of the
@@ -231,6 +234,8 @@ def bootstrap(
       *arrays: what the statistic is computed from, one entry for each example.
       strata: class of each example. If given, each class is resampled on its own, so that every resample
         has the class counts of the split (as is usual for ROC curves, where else a rare class could vanish).
+      clusters: examples of one number are drawn together, as they are not independent (a patient's images); of a
+        cluster with several strata the largest counts.
       seed: of the draws; equal seeds give equal intervals.
       samples: number of resamples.
       level: coverage.
@@ -242,9 +247,14 @@ def bootstrap(
     count = len(arrays[0])
     rng = np.random.default_rng(seed)
     strata = np.zeros(count, np.int64) if strata is None else np.asarray(strata)
+    of = np.arange(count) if clusters is None else np.unique(clusters, return_inverse=True)[1]
+    if of.max(initial=-1) + 1 == count:  # each example is one of its own: drawn in their order
+        of = np.arange(count)
+    each = np.full(of.max(initial=-1) + 1, np.iinfo(np.int64).min)
+    np.maximum.at(each, of, strata)
     block = max(1, min(samples, BLOCK // max(1, count)))
     blocks = [
-        statistic(*arrays, weights=_draws(rng, strata, min(block, samples - start)))
+        statistic(*arrays, weights=_draws(rng, each, min(block, samples - start))[:, of])
         for start in range(0, samples, block)
     ]
     ends = [(1 - level) / 2, (1 + level) / 2]
@@ -262,6 +272,11 @@ def bootstrap(
     return interval(np.concatenate(blocks))
 
 
+def patients(gathered: Mapping[str, Array], chosen: Array | slice = slice(None)) -> Int[Array, " n"] | None:
+    """The clusters of the chosen examples: the data set's ``patient``; None where it has none."""
+    return gathered["patient"][chosen] if "patient" in gathered else None
+
+
 def _with_intervals(points: Mapping[str, Array], intervals: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
     scores: dict[str, float] = {}
     for name, value in points.items():
@@ -275,6 +290,7 @@ def classification_scores(
     probs: Float[Array, " n *k"],
     labels: Int[Array, " n"],
     *,
+    clusters: Int[Array, " n"] | None = None,
     seed: int = 0,
     samples: int = 1000,
     level: float = 0.95,
@@ -284,6 +300,7 @@ def classification_scores(
     Args:
       probs: [n] or [n, 2], probability of class 1 (last column), or [n, k] for k > 2 classes.
       labels: class indices.
+      clusters: see ``bootstrap`` and ``patients``.
       seed: of the bootstrap, which resamples each class on its own.
       samples: number of resamples.
       level: coverage of the intervals.
@@ -320,18 +337,25 @@ def classification_scores(
     if classes == 2 and probs.ndim == 2:
         probs = probs[:, 1]
     statistic = binary_scores if classes == 2 else multiclass_scores
-    intervals = bootstrap(statistic, probs, labels, strata=labels, seed=seed, samples=samples, level=level)
+    options: dict[str, Any] = dict(clusters=clusters, seed=seed, samples=samples, level=level)
+    intervals = bootstrap(statistic, probs, labels, strata=labels, **options)
     return _with_intervals(statistic(probs, labels), intervals)
 
 
 def mean_scores(
-    values: Mapping[str, Float[Array, " n"]], *, seed: int = 0, samples: int = 1000, level: float = 0.95
+    values: Mapping[str, Float[Array, " n"]],
+    *,
+    clusters: Int[Array, " n"] | None = None,
+    seed: int = 0,
+    samples: int = 1000,
+    level: float = 0.95,
 ) -> dict[str, float]:
     """Averages per-example metrics over a split, each with its bootstrap interval.
 
     Args:
       values: ``{"dice_disc": [n], ...}``; NaN marks an example for which the metric was not counted.
-      seed: of the bootstrap, which resamples examples.
+      clusters: see ``bootstrap`` and ``patients``.
+      seed: of the bootstrap.
       samples: number of resamples.
       level: coverage of the intervals.
 
@@ -350,5 +374,5 @@ def mean_scores(
         mean = _ratio(weights @ np.where(counted, table, 0.0), weights @ counted.astype(np.float64))
         return dict(zip(values, mean.T, strict=True))
 
-    intervals = bootstrap(means, table, seed=seed, samples=samples, level=level)
+    intervals = bootstrap(means, table, clusters=clusters, seed=seed, samples=samples, level=level)
     return _with_intervals(means(table, weights=np.ones((1, len(table)))), intervals)

@@ -91,7 +91,7 @@ def rater_scores(gathered: Mapping[str, np.ndarray], raters: Sequence[str]) -> d
     others = {
         n: v for n, v in gathered.items() if n.split("_")[0] in ("skill", "weight", "disagreement") and n != "weight"
     }
-    found = ranking.mean_scores(overlaps)
+    found = ranking.mean_scores(overlaps, clusters=ranking.patients(gathered))
     found |= {name: float(np.nanmean(v)) for name, v in others.items() if np.isfinite(v).any()}
     change = gathered.get("round_change", np.zeros((1, 0)))
     found |= {f"round_change{t + 2}": float(v) for t, v in enumerate(change.mean(0))}

@@ -84,12 +84,13 @@ def serving_scores(gathered: Mapping[str, np.ndarray], raters: Sequence[str]) ->
     found: dict[str, float] = {}
     known = gathered["label"] >= 0
     if known.any():
-        labels = gathered["label"][known]
+        labels, clusters = gathered["label"][known], ranking.patients(gathered, known)
         for name in ("cdr", "vertical_cdr", "image_and_mask"):
-            ranked = ranking.classification_scores(gathered[name][known], labels)
+            ranked = ranking.classification_scores(gathered[name][known], labels, clusters=clusters)
             found |= {f"{name}_{score}": value for score, value in ranked.items() if score.startswith("auc")}
-        found |= ranking.classification_scores(gathered["probs"][known], labels)
-    found |= ranking.mean_scores({k: v for k, v in gathered.items() if k.startswith(("dice_", "iou_", "soft_"))})
+        found |= ranking.classification_scores(gathered["probs"][known], labels, clusters=clusters)
+    overlaps = {k: v for k, v in gathered.items() if k.startswith(("dice_", "iou_", "soft_"))}
+    found |= ranking.mean_scores(overlaps, clusters=ranking.patients(gathered))
     if "train_weights" in gathered and (gathered["train_weights"] >= 0).any():
         found |= {k: float(v.mean()) for k, v in gathered.items() if k.startswith("train_") and v.ndim == 1}
         means = np.stack([gathered[f"train_{name}"].mean(0) for name in ("weights", "skill")])

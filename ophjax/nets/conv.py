@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # up to 80 times slower where a side of the map is smaller than the kernel (3x3 on 2x2 positions, 512 channels),
 # and so is its input gradient of a stride-2 convolution that ends there.
 _FEW_POSITIONS = 16
-# Kernel gradients take rows of up to so many bytes at once, but no more than so many pieces.
+# Kernel gradients go in one piece of rows for each so many bytes, but in no more than so many pieces.
 _PIECE, _MOST_PIECES = 3 * 2**18, 8
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -326,11 +326,12 @@ def _slide(slides: jax.Array, still: jax.Array, size: int, stride: int, low: int
     """Products of each channel of one side with each of the other at ``size`` offsets either way: [c, k, k, d].
 
     Channels take the place of the batch and the batch that of the channels summed over. If larger than the result, what
-    lies still goes in pieces of rows that fit a core's cache: 0.6 to 1.1 of the time in Eigen, 0.3 to 0.7 in YNNPACK.
+    lies still goes in pieces of rows, for a core's cache (BUILD_NOTES, "Steps against PyTorch").
     """
     height, width = slides.shape[1:3]
     rows, result = still.shape[1], size * size * slides.shape[3] * still.shape[3]
-    most = min(_MOST_PIECES, rows // size) if still.size > result else 1
+    # Where the padding is as wide as the kernel a piece might meet nothing else.
+    most = min(_MOST_PIECES, rows // size) if still.size > result and low < size else 1
     pieces = max(1, min(still.size * still.dtype.itemsize // _PIECE, most))
     right = (still.shape[2] - 1) * stride + size - low - width
     slides, still = slides.transpose(3, 1, 2, 0), still.transpose(1, 2, 0, 3)

@@ -58,14 +58,14 @@ class ExpG(nn.Module):
 
     Coordinates in [-sqrt 3, sqrt 3]^2 pass through ``layers - 1`` pointwise layers, each followed by
     a(h) = [atan(h) / 0.67, atan(h)^2 / 0.6], and a last one to the raters. That one begins at zero: all are equal.
-    Pixels go block by block, the layers' outputs first, and are computed again for the gradient: nothing but the maps
-    themselves is as large as the image, and a block stays in a core's cache.
+    Channels lie in rows and pixels in columns. Of a larger image the pixels go block by block, each computed again for
+    the gradient, so that nothing but the maps themselves is as large as the image.
 
     Attributes:
       raters: number of maps.
       hidden: outputs of a layer, doubled by the activation.
       layers: number of layers, the last one included.
-      block: pixels in a block.
+      block: pixels in a block (of each image, under ``vmap``); 4096 are the fastest for 2 to 16 images on a CPU.
     """
 
     raters: int

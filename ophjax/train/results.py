@@ -101,10 +101,12 @@ def answers(data: Dataset, config: Config, fitted: Fitted, key: jax.Array) -> It
 
 
 def predictions_table(gathered: Mapping[str, np.ndarray], names: list[str], *, ordinal: bool = False) -> str:
-    """Makes the CSV of one row per test example: name, domain, label, probability, predicted class,
-    overlaps, scores of restored images. ``ordinal``: see ``Method``."""
+    """Makes the CSV of one row per test example: name, domain, label, patient (a number, where some are of one),
+    probability, predicted class, overlaps, scores of restored images. ``ordinal``: see ``Method``."""
     columns: dict[str, Any] = {"name": [names[i] for i in gathered["index"]]}
     columns |= {name: gathered[name].tolist() for name in ("domain", "label") if name in gathered}
+    if len(np.unique(gathered.get("patient", gathered["index"]))) < len(gathered["index"]):
+        columns["patient"] = gathered["patient"].tolist()
     if "probs" in gathered:
         columns |= class_columns(gathered["probs"], ordinal=ordinal)
     for name in sorted(gathered):

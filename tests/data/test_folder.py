@@ -123,6 +123,12 @@ def test_patients_stay_together(root):
     data = open_folder(root)
     owners = [{STEMS.index(name) // 2 for name in data.splits[part].names} for part in files.PARTS]
     assert sum(map(len, owners)) == len(set().union(*owners)) == 10
+    for part in files.PARTS:  # and an example says whose it is
+        source = data.splits[part]
+        numbers = {name: int(source[i]["patient"]) for i, name in enumerate(source.names)}
+        assert all(
+            (numbers[a] == numbers[b]) == (STEMS.index(a) // 2 == STEMS.index(b) // 2) for a in numbers for b in numbers
+        )
 
 
 def test_registry():

@@ -96,6 +96,8 @@ def test_patients_stay_together(tree):
     for part in ("train", "val", "test"):
         eyes = [(int(name) - 1) // 2 for name in data.splits[part].names]
         assert all(eyes.count(eye) == 2 for eye in eyes)
+        said = [int(data.splits[part][i]["patient"]) for i in range(len(eyes))]
+        assert len(set(zip(eyes, said, strict=True))) == len(set(eyes)) == len(set(said))
 
 
 def test_without_labels_there_are_no_classes(tree):

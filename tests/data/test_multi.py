@@ -165,7 +165,7 @@ def test_labels_without_masks(root):
         shutil.rmtree(root / domain / "masks")
     data = open_domains(root)
     assert data.regions == () and "masks" not in data.splits
-    assert set(data.splits["test"][0]) == {"image", "label", "domain"}
+    assert set(data.splits["test"][0]) == {"image", "label", "domain", "patient"}
 
 
 def test_source_with_some_masks(root):

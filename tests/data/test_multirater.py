@@ -54,6 +54,7 @@ def test_bubil(bubil):
         "mask": ("uint8", (16, 16, 1)),
         "mask_weight": ("float32", ()),
         "label": ("int32", ()),
+        "patient": ("int32", ()),
         "raters": ("uint8", (3, 16, 16, 1)),
         "rater_weight": ("float32", (3,)),
     }

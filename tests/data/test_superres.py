@@ -42,6 +42,10 @@ def test_any_folder_of_images(plain):
     np.testing.assert_array_equal(example["target"], whole[16:32, 32:48])
     np.testing.assert_array_equal(example["image"], resize_bytes(whole, 4)[4:8, 8:12])
     np.testing.assert_array_equal(example["image_x2"], resize_bytes(whole, 2)[8:16, 16:24])
+    tiles = data.splits["train"]
+    of = [name.split("-")[0] for name in tiles.names]
+    numbers = [int(tiles[i]["patient"]) for i in range(len(tiles))]
+    assert len(set(zip(of, numbers, strict=True))) == len(set(of)) == len(set(numbers))
     assert len(open_folder(plain, step=8).splits["train"]) == 5 * 7 * len(seen["train"])
     assert "clamp, rounded False" in open_folder(plain, border="clamp", rounded=False).note
 

@@ -137,6 +137,43 @@ def test_bootstrap_covers_the_truth():
     assert 178 <= inside <= 199
 
 
+def test_clusters_are_drawn_whole():
+    """Every example three times over says nothing new: with clusters the interval is that of the examples alone."""
+    values = {"dice": np.random.default_rng(0).normal(size=40)}
+    alone = ranking.mean_scores(values)
+    thrice = {"dice": np.tile(values["dice"], 3)}
+    patients = np.tile(np.arange(40), 3)
+    assert ranking.mean_scores(thrice, clusters=patients) == pytest.approx(alone, rel=1e-12)
+    wide, narrow = (one["dice_high"] - one["dice_low"] for one in (alone, ranking.mean_scores(thrice)))
+    assert narrow == pytest.approx(wide / 3**0.5, rel=0.15)
+    # Clusters of one each, whatever their numbers, are examples.
+    assert ranking.mean_scores(values, clusters=np.arange(40)[::-1] * 7) == alone
+    probs, labels = make_split()
+    both = ranking.classification_scores(
+        np.tile(probs, 2), np.tile(labels, 2), clusters=np.tile(np.arange(len(labels)), 2)
+    )
+    assert both == pytest.approx(ranking.classification_scores(probs, labels), rel=1e-12)
+    bands = [
+        ranking.roc_band(
+            np.tile(probs, n), np.tile(labels, n), np.linspace(0, 1, 11), clusters=np.tile(np.arange(len(labels)), n)
+        )
+        for n in (1, 2)
+    ]
+    np.testing.assert_allclose(*bands)
+
+
+def test_a_cluster_of_two_classes_counts_once():
+    """Two eyes of a patient may differ: no draw is without the rare class, and the eyes stay together."""
+    labels, patients = np.array([0, 0, 0, 1, 0, 1]), np.array([1, 1, 2, 2, 3, 3])
+    seen = []
+    ranking.bootstrap(lambda y, weights: seen.append(weights) or weights @ y, labels, strata=labels, clusters=patients)
+    weights = np.concatenate(seen)
+    assert (weights[:, ::2] == weights[:, 1::2]).all() and (weights[:, 0] == 1).all()
+    assert (weights[:, 2] + weights[:, 4] == 2).all() and weights[:, 2].max() == 2
+    assert ranking.patients({"label": labels}) is None
+    np.testing.assert_array_equal(ranking.patients({"patient": patients}, labels == 1), [2, 3])
+
+
 def test_strata_keep_the_counts_of_each_class():
     labels = np.array([0] * 30 + [1] * 3)
     positives, _ = ranking.bootstrap(lambda y, weights: weights @ y, labels, strata=labels)

@@ -90,6 +90,7 @@ def test_conv2d_equals_lax(shape: tuple[int, ...], size: int, features: int, str
         ((2, 11, 6, 5), 3, 7, 1, 1),
         ((2, 13, 9, 3), 5, 2, 1, 1),
         ((2, 17, 9, 3), 3, 4, 2, 1),
+        ((2, 17, 9, 3), 3, 4, 2, 0),
     ],
 )
 def test_kernel_gradients_in_pieces(

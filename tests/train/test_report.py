@@ -76,7 +76,7 @@ def test_it_says_what_a_reader_needs(page):
         "finished",
         "AUC",
         "95 % bootstrap interval",
-        "such as slices of a volume, the interval is too narrow",
+        "slices of one volume and tiles of one image are drawn together",
         "Training loss",
         "ROC of glaucoma",
         "Confusion matrix",

@@ -157,8 +157,8 @@ def scores(run: Run) -> str:
     size = f" ({len(run.predictions)} examples)" if tests and run.predictions else ""
     explained = (
         "Below each value stands its 95 % bootstrap interval: how far the score could move with another sample"
-        " of examples of the same kind. It does not include the spread between training seeds. Examples count as"
-        " independent: where several are of one patient, such as slices of a volume, the interval is too narrow."
+        " of examples of the same kind. It does not include the spread between training seeds. Examples of one patient,"
+        " slices of one volume and tiles of one image are drawn together where the data set knows them."
     )
     caution = str(run.config.get("caution", ""))
     return (
@@ -214,12 +214,12 @@ def ranks(run: Run) -> str:
     found = decisions(run)
     if found is None:
         return ""
-    probs, labels, predicted, classes = found
+    probs, labels, predicted, patients, classes = found
     lines: dict[str, Curve] = {}
     for k in range(len(classes)) if len(classes) > 2 else [1]:
         truth = (labels == k).astype(np.int64)
         if 0 < truth.sum() < len(truth) and len(lines) < len(LIGHT):
-            low, high = ranking.roc_band(probs[:, k], truth, np.linspace(0, 1, 101), samples=500)
+            low, high = ranking.roc_band(probs[:, k], truth, np.linspace(0, 1, 101), clusters=patients, samples=500)
             name = f"{classes[k]}, AUC {ranking.auc(probs[:, k], truth):.3f}"
             lines[name] = Curve(*ranking.roc(probs[:, k], truth), low, high)
     if lines:

@@ -127,9 +127,19 @@ def elapsed(events: Iterable[Mapping[str, Any]]) -> float:
     return total
 
 
-def decisions(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]] | None:
-    """Reads probabilities [n, k], labels, predicted classes and class names of the images whose label is known; None
-    where there are none."""
+class Decisions(NamedTuple):
+    """Of the images whose label is known: probabilities [n, k], labels, predicted classes and, where some are of one
+    patient, patients; names of the classes."""
+
+    probs: np.ndarray
+    labels: np.ndarray
+    predicted: np.ndarray
+    patients: np.ndarray | None
+    classes: list[str]
+
+
+def decisions(run: Run) -> Decisions | None:
+    """Reads what a classifier decided; None where there is nothing of it."""
     rows, classes = run.predictions, [str(name) for name in run.config.get("classes", [])]
     if not rows or len(classes) < 2:
         return None
@@ -137,14 +147,16 @@ def decisions(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]] 
     try:
         probs = np.array([[float(row[name]) for name in columns] for row in rows])
         labels, predicted = (np.array([int(row[name]) for row in rows]) for name in ("label", "predicted"))
+        patients = np.array([int(row["patient"]) for row in rows]) if "patient" in rows[0] else None
     except (KeyError, TypeError, ValueError):  # no such column, a row cut short, or no number
         return None
     if columns == ["prob"]:
         probs = np.concatenate([1 - probs, probs], 1)
     known = labels >= 0
     probs, labels, predicted = probs[known], labels[known], predicted[known]
+    patients = None if patients is None else patients[known]
     if not known.any():
         return None
     indices = np.concatenate([labels, predicted])
     fits = probs.shape[1] == len(classes) and indices.min() >= 0 and indices.max() < len(classes)
-    return (probs, labels, predicted, classes) if fits and np.isfinite(probs).all() else None
+    return Decisions(probs, labels, predicted, patients, classes) if fits and np.isfinite(probs).all() else None
