@@ -6,7 +6,8 @@ pipeline delivers alone (first epoch, and from the cache), their ratio, and the 
 With --cold compiling is timed too, first without and then with the cache of compiled programs.
 With --seeds the steps of so many seeds in one program are timed in turns with those of one.
 With --memory BATCH the memory that --dry-run tells is compared with what a process takes, at that batch size.
-With --peer torch the steps are timed in turns with those of the same networks written in plain PyTorch.
+With --peer torch the steps are timed in turns with those of the same networks written in plain PyTorch, then each in
+a process of its own.
 With --variants the last stage's step and the prediction are timed in turns with those of other variants; with
 --convolutions the library's convolutions are timed in turns with plain lax; with --dfgt DiFF's search for many images
 in one program is timed against Python loops over the images; with --hyper the hypernetwork's own costs are timed; with

@@ -17,6 +17,7 @@ from ophjax import data as datasets
 from ophjax import methods
 from ophjax.data import DATASETS
 from ophjax.errors import InputError, OtherRunError, as_command
+from ophjax.train import host
 from ophjax.train.logs import read_events
 from ophjax.train.runfolder import write_whole
 from tables import draw, table
@@ -63,9 +64,8 @@ def data_seed(data: str, seed: int) -> list[str]:
     return [f"--data.{known[0]}", str(seed)] if known else []
 
 
-def one_run(options: argparse.Namespace, variant: str, seed: int, rest: list[str]) -> list[dict[str, float]]:
-    """Trains one variant with one seed, or with all together, if that was not done before, and returns the test scores
-    of each."""
+def command(options: argparse.Namespace, variant: str, seed: int, rest: list[str]) -> list[str]:
+    """What run.py is given to train one variant with one seed, or with all together."""
     changes, taken = methods.load(options.method).VARIANTS.get(variant, ({}, ()))
     argv = [
         "--method", options.method, "--data", options.data, "--preset", options.preset, "--runs", str(options.runs),
@@ -75,7 +75,25 @@ def one_run(options: argparse.Namespace, variant: str, seed: int, rest: list[str
     if taken:
         whence = options.runs / run_name(options, options.method, seed)
         argv += ["--start-from", *(f"{network}={whence}" for network in taken)]
-    folder = options.runs / run_name(options, variant, seed)
+    return argv
+
+
+def lacking(options: argparse.Namespace, variants: list[str], rest: list[str]) -> dict[str, str]:
+    """Finds the variants with a stage that learns from a split which the data set, as it is asked for, has not."""
+    asked = {variant: run.parse(command(options, variant, options.first_seed, rest))[1] for variant in variants}
+    data, module = datasets.make(options.data, asked[options.method].data), methods.load(options.method)
+    found = {}
+    for variant, one in asked.items():
+        needed = {stage.data for stage in module.make(methods.fit_to(one.method, data)).stages}
+        if needed - set(data.splits):
+            found[variant] = ", ".join(sorted(needed - set(data.splits)))
+    return found
+
+
+def one_run(options: argparse.Namespace, variant: str, seed: int, rest: list[str]) -> list[dict[str, float]]:
+    """Trains one variant with one seed, or with all together, if that was not done before, and returns the test scores
+    of each."""
+    argv, folder = command(options, variant, seed, rest), options.runs / run_name(options, variant, seed)
     if (folder / "config.json").exists():
         argv.append("--resume")
     try:
@@ -102,6 +120,15 @@ def compare(argv: list[str]) -> str:
         )
     if not re.fullmatch(r"[\w-]*", options.label):
         raise InputError(f"--label {options.label!r}: expected letters, digits, - and _.")
+    host.prepare_compiler()
+    without = lacking(options, wanted, rest)
+    told = "; ".join(f"{variant} ({splits})" for variant, splits in without.items())
+    if without and (options.variants or options.method in without):
+        raise InputError(
+            f"Data set {options.data!r} lacks, as it is asked for, splits that variants learn from: {told}. Give it "
+            "what it makes them of, or choose other --variants."
+        )
+    wanted = [variant for variant in wanted if variant not in without]
     scores: dict[str, list[dict[str, float]]] = {variant: [] for variant in wanted}
     # Seed by seed, so that a comparison that is stopped has whole ones, and drawn pictures serve all variants.
     seeds = range(options.first_seed, options.first_seed + (1 if options.together else options.seeds))
@@ -113,6 +140,7 @@ def compare(argv: list[str]) -> str:
     write_whole(place.with_suffix(".json"), (json.dumps(scores, indent=1) + "\n").encode())
     folders = [options.runs / run_name(options, variant, seed) for variant in wanted for seed in seeds]
     text = table(scores, columns) + mixed_versions(folders)
+    text += f"\n\nLeft out, for want of a split: {told}." if told else ""
     write_whole(place.with_suffix(".md"), (text + "\n").encode())
     draw(scores, columns, place.with_suffix(".png"))
     return f"{text}\nTable, scores and figure: {place}.md, .json, .png"

@@ -104,6 +104,7 @@ def make(config: Config) -> Dataset:
         regions=(),
         classes=(),
         splits=parts,
-        note=f"Drawn from seed {config.seed} at {config.scale}x; each split has a range of scenes of its own.",
+        note=f"Drawn from seed {config.seed} at {config.scale}x; each split has a range of scenes of its own."
+        + (" Test inputs take every n-th pixel." if config.test_inputs == "nearest" else ""),
         scale=config.scale,
     )

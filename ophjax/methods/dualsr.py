@@ -69,8 +69,9 @@ _CHOICES: dict[str, dict[str, Any]] = {
 }
 _TAKEN = ("primal", "dual")
 # What a comparison runs beside the method itself: changes to Config, and the networks taken over from its run.
-# "adapted" sees inputs without truth too, its control "trained-on" pairs alone for as many batches. Of each choice of
-# channels: half of them taken out, the same without tuning, and 30 or 70 in a hundred taken out.
+# "adapted" sees inputs without truth too (the data set's split "adapt"), its control "trained-on" pairs alone for as
+# many batches; textures test on such inputs with --data.test-inputs nearest. Of each choice of channels: half of them
+# taken out, the same without tuning, and 30 or 70 in a hundred taken out.
 VARIANTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "primal-only": (dict(dual_weight=0.0), ()),
     "joint": (dict(dual_steps=0), ()),

@@ -326,11 +326,10 @@ def _slide(slides: jax.Array, still: jax.Array, size: int, stride: int, low: int
     """Products of each channel of one side with each of the other at ``size`` offsets either way: [c, k, k, d].
 
     Channels take the place of the batch and the batch that of the channels summed over. If larger than the result, what
-    lies still goes in pieces of rows, for a core's cache (BUILD_NOTES, "Steps against PyTorch").
+    lies still goes in pieces of rows for a core's cache, none of which may meet padding alone (BUILD_NOTES, "Pieces").
     """
     height, width = slides.shape[1:3]
     rows, result = still.shape[1], size * size * slides.shape[3] * still.shape[3]
-    # Where the padding is as wide as the kernel a piece might meet nothing else.
     most = min(_MOST_PIECES, rows // size) if still.size > result and low < size else 1
     pieces = max(1, min(still.size * still.dtype.itemsize // _PIECE, most))
     right = (still.shape[2] - 1) * stride + size - low - width

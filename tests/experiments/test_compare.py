@@ -140,6 +140,23 @@ def test_a_label_keeps_comparisons_apart(tmp_path, monkeypatch):
         compare.compare([*words, "--label", "a/b"])
 
 
+def test_variants_whose_split_is_missing_are_told_first(tmp_path):
+    """A folder of images alone has no inputs of another kind to adapt to."""
+    (tmp_path / "images").mkdir()
+    for i in range(10):
+        picture = np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(picture).save(tmp_path / "images" / f"{i}.png")
+    words = ["--method", "dualsr", "--data", "superres", "--preset", "smoke", "--runs", str(tmp_path / "runs")]
+    words += ["--data.root", str(tmp_path / "images"), "--data.size", "32", "--data.scale", "2"]
+    options, rest = compare.arguments(words)
+    every = ["dualsr", *methods.load("dualsr").VARIANTS]
+    assert compare.lacking(options, every, rest) == {"adapted": "adapt"}
+    assert compare.lacking(options, every, [*rest, "--data.unpaired", str(tmp_path / "images")]) == {}
+    with pytest.raises(InputError, match=r"'superres' lacks, .*: adapted \(adapt\)"):
+        compare.compare([*words, "--variants", "adapted"])
+    assert not (tmp_path / "runs").exists()
+
+
 def test_seeds_together_are_one_run_of_each_variant(tmp_path, monkeypatch, capsys):
     """``--together`` trains a variant's seeds in one run and takes apart what it says of each."""
     commands = []

@@ -298,6 +298,26 @@ def test_bench_compares_and_describes(torch, mode, monkeypatch, capsys):
     assert "not measured: not asked for" in said and "fastest of these" not in said
 
 
+def test_bench_describes_each_alone(torch, monkeypatch, capsys):
+    """Ours takes 6 ms and PyTorch 4: 1.5 times as long; memory is told above what the imports take."""
+    leave_the_process(monkeypatch)
+
+    def measured(settings, names):
+        assert names == ["ours", "eager"] and settings[4] == 3
+        memory = dict(imports_mib=100.0, steps_mib=150.0, peak_mib=170.0)
+        return {
+            name: memory | {"step_ms": dict.fromkeys(settings[3], 6.0 if name == "ours" else 4.0)} for name in names
+        }
+
+    monkeypatch.setattr(alone, "of_each", measured)
+    argv = ["--method", "fccl", "--preset", "smoke", "--peer", "torch", "--steps", "2", "--modes", "eager"]
+    monkeypatch.setattr(sys, "argv", ["bench.py", *argv])
+    assert bench.main() == 0
+    said = capsys.readouterr().out
+    assert "6.0 ms; 50 MiB at most while stepping, above the 100" in said
+    assert "ours over the fastest of these, geometric mean over stages: 1.50" in said
+
+
 def test_the_fastest_of_each_stage_is_what_ours_is_held_against():
     taken = {
         "ours": {"a": 6.0, "b": 2.0},
@@ -320,6 +340,17 @@ def test_steps_in_a_process_of_their_own():
     held = alone.of_each(settings, ["ours"])["ours"]
     assert held["step_ms"][stage.name] > 0 and held["steps_mib"] > held["imports_mib"] > 0
     assert "Unknown method" in alone.of_each(("nothing", *settings[1:]), ["ours"])["ours"]["error"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_steps_of_pytorch_in_a_process_of_their_own(torch):
+    config, sources = example("smoke", "fccl")
+    stage = methods.load("fccl").make(config).stages[0]
+    batch = batch_of(sources, stage.data)
+    shapes = {name: value.shape for name, value in batch.items()}
+    settings = ("fccl", dataclasses.asdict(config), shapes, {stage.name: batch}, 3)
+    held = alone.of_each(settings, ["eager"])["eager"]
+    assert held["step_ms"][stage.name] > 0 and held["steps_mib"] > held["imports_mib"]
 
 
 def test_ratios_are_of_pairs_with_their_spread():

@@ -53,13 +53,20 @@ def test_blocks_change_nothing():
     params = whole.init(jax.random.key(0), 9, 7)["params"]
     params["layer3"]["kernel"] = jax.random.normal(jax.random.key(1), (8, 3))
     weight = jax.random.normal(jax.random.key(2), (9, 7, 3))
+    params = jax.tree.map(lambda leaf: jnp.stack([leaf, -leaf]), params)  # of two images, as a search has them
+
+    def objective(module, own):
+        maps = jax.vmap(lambda one: module.apply({"params": one}, 9, 7))(own)
+        return jnp.einsum("bhwr,hwr->", maps, weight), maps
+
     both = [
-        jax.jit(jax.value_and_grad(lambda own, m=module: jnp.vdot(m.apply({"params": own}, 9, 7), weight)))(params)
+        jax.jit(jax.value_and_grad(lambda own, m=module: objective(m, own), has_aux=True))(params)
         for module in (whole, blocks)
     ]
-    for a, b in zip(*map(jax.tree.leaves, both), strict=True):
+    ((_, maps), slopes), ((_, found), others) = both
+    np.testing.assert_allclose(found, maps, rtol=1e-5, atol=1e-6)
+    for a, b in zip(jax.tree.leaves(slopes), jax.tree.leaves(others), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(*(m.apply({"params": params}, 9, 7) for m in (whole, blocks)), rtol=1e-5, atol=1e-6)
 
 
 def test_ablations_begin_near_equality():
